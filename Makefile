@@ -1,0 +1,43 @@
+# Everything a user or a maintainer runs. `make demo` and `make build` need only Go.
+GO       ?= go
+BIN      := bin/zerospan
+VERSION  := $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
+LDFLAGS  := -s -w -X github.com/zerospan/zerospan/telemetry.Version=$(VERSION)
+GOLANGCI := github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0
+
+.PHONY: build demo test test-deps unit generate lint bench fuzz clean
+
+build:
+	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o $(BIN) ./cmd/zerospan
+
+# A small bundled service, traced for ten seconds. As root.
+demo: build
+	./$(BIN) demo
+
+# All tests. As root it installs what they need from Debian's packages and
+# traces real targets; otherwise it runs the rest and says what it skipped.
+test: test-deps
+	./test/run.sh
+
+test-deps:
+	./test/deps.sh
+
+unit:
+	$(GO) test -race ./...
+
+# Rebuilds the BPF objects and what is generated from the Specs.
+generate:
+	$(GO) generate ./...
+
+lint:
+	./test/lint.sh
+
+bench: build
+	$(GO) run ./test/bench
+
+FUZZTIME ?= 30s
+fuzz:
+	./test/fuzz.sh $(FUZZTIME)
+
+clean:
+	rm -rf bin .cache

@@ -1,0 +1,287 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+/*
+ * How a Go program's registers and memory are read: the register ABI of
+ * amd64 (Go's internal/abi, ABIInternal, since Go 1.17), strings, and the two
+ * map implementations (buckets up to Go 1.23, Swiss tables since 1.24).
+ */
+#pragma once
+
+#include "probe.h"
+
+/* Integer argument and result registers in order; the current g; the closure context. */
+#define GO_R0(ctx)	((ctx)->rax)
+#define GO_R1(ctx)	((ctx)->rbx)
+#define GO_R2(ctx)	((ctx)->rcx)
+#define GO_R3(ctx)	((ctx)->rdi)
+#define GO_R4(ctx)	((ctx)->rsi)
+#define GO_G(ctx)	((ctx)->r14)
+#define GO_CLOSURE(ctx) ((ctx)->rdx)
+
+#define GO_FLAGS_CF_OR_ZF 0x41 /* what jbe tests */
+
+struct go_string {
+	__u64 ptr;
+	__u64 len;
+};
+
+/* Offsets in runtime.g and runtime._panic. */
+struct go_runtime_layout {
+	__u32 g_goid;
+	__u32 g_parent_goid; /* since Go 1.21 */
+	__u32 g_panic;
+	__u32 panic_goexit;
+	__u32 panic_arg;
+};
+
+enum go_map_kind {
+	GO_MAP_NONE,
+	GO_MAP_BUCKETS, /* runtime.hmap */
+	GO_MAP_SWISS,	/* internal/runtime/maps.Map */
+};
+
+/*
+ * A map[string][]string. A group is a bucket or a Swiss group: eight control
+ * bytes, then keys and elements at a stride.
+ */
+struct go_map_layout {
+	__u32 kind; /* enum go_map_kind */
+	__u32 keys, key_stride;
+	__u32 elems, elem_stride;
+	__u32 group_size;
+	__u32 groups;			/* hmap.buckets, Map.dirPtr */
+	__u32 count;			/* hmap.B, Map.dirLen */
+	__u32 old_groups;		/* hmap.oldbuckets */
+	__u32 table_groups, table_mask; /* table.groups.data, table.groups.lengthMask */
+};
+
+#define GO_MAP_SLOTS	  8
+#define GO_MAP_GROUP_MAX  344 /* 8 control bytes, 8 slots of 40 bytes, an overflow pointer, rounded up */
+#define GO_MAP_GROUPS_MAX 8   /* up to 64 headers; what lies beyond is not looked at */
+
+static __always_inline bool go_is_stack_growth(struct pt_regs *ctx, __u64 cookie)
+{
+	if (!(cookie & ZS_SITE_STACK_CHECK) || !(ctx->eflags & GO_FLAGS_CF_OR_ZF))
+		return false;
+	zs_count(ZS_STACK_GROWTH);
+	return true;
+}
+
+/* The key under which calls of the current goroutine are kept. */
+static __always_inline struct zs_key go_key(struct pt_regs *ctx, const struct go_runtime_layout *rt)
+{
+	struct zs_key key = {
+	    .task = zs_read_u64(GO_G(ctx), rt->g_goid),
+	    .tgid = zs_tgid(),
+	};
+	return key;
+}
+
+/* Whether the goroutine unwinds: ZS_FLAG_PANIC, ZS_FLAG_GOEXIT or 0. arg is the panic's value (an any). */
+static __always_inline __u16 go_unwinding(struct pt_regs *ctx, const struct go_runtime_layout *rt,
+					  __u64 arg[2])
+{
+	__u64 panic = zs_read_u64(GO_G(ctx), rt->g_panic);
+
+	if (!panic)
+		return 0;
+	if (zs_read_u8(panic, rt->panic_goexit))
+		return ZS_FLAG_GOEXIT;
+	if (rt->panic_arg != ZS_ABSENT)
+		zs_read(arg, 16, panic + rt->panic_arg);
+	return ZS_FLAG_PANIC;
+}
+
+/*
+ * The two header values that are looked for, as they lie in the target's memory.
+ * Kept in a map value: what the verifier knows of the stack would multiply its paths.
+ */
+struct go_headers {
+	__u64 map; /* net/http.Header */
+	struct go_string traceparent;
+	struct go_string user_agent;
+};
+
+#define GO_HEADER_TRACEPARENT_LEN 11
+#define GO_HEADER_USER_AGENT_LEN  10
+
+/* 1 where the two are equal, without a branch: each branch here would multiply the verifier's paths. */
+static __always_inline __u64 go_equal(__u64 a, __u64 b)
+{
+	__u64 x = a ^ b;
+
+	x |= -x;
+	zs_opaque(x); /* or the compiler makes a branch of it */
+	return x >> 63 ^ 1;
+}
+
+/* The index of the only bit that is set in an eight-bit number (a de Bruijn sequence; BPF has no count of
+ * zeros). */
+static __always_inline __u32 go_bit_index(__u32 bit)
+{
+	return 0x34572610 >> ((bit * 0x1d & 0xff) >> 5) * 4 & 7;
+}
+
+/*
+ * Looks through one group in scratch (GO_MAP_GROUP_MAX bytes of a map value).
+ * Control bytes are not consulted: empty and deleted slots hold no key (both
+ * implementations clear keys that have pointers), so the length alone tells.
+ */
+static __noinline int go_scan_group(const struct go_map_layout *m, __u8 *scratch, __u64 addr,
+				    struct go_headers *out)
+{
+	__u32 size = m->group_size, keys = m->keys, stride = m->key_stride, candidates = 0;
+
+	if (size > GO_MAP_GROUP_MAX || !zs_read(scratch, size, addr))
+		return 0;
+	if (keys > GO_MAP_GROUP_MAX / 2 || stride > 40)
+		return 0;
+	for (int i = 0; i < GO_MAP_SLOTS; i++) {
+		__u32 at = keys + i * stride + offsetof(struct go_string, len);
+
+		if (at > GO_MAP_GROUP_MAX - sizeof(__u64))
+			at = 0;
+		__u64 len = *(__u64 *)(scratch + at);
+		candidates |=
+		    (go_equal(len, GO_HEADER_TRACEPARENT_LEN) | go_equal(len, GO_HEADER_USER_AGENT_LEN)) << i;
+	}
+	for (int i = 0; i < GO_MAP_SLOTS && candidates; i++) {
+		__u32 slot = go_bit_index(candidates & -candidates), at;
+		__u64 name[2] = {}, strings;
+		struct go_string key;
+
+		candidates &= candidates - 1;
+		at = keys + slot * stride;
+		if (at > GO_MAP_GROUP_MAX - sizeof(key))
+			at = 0;
+		key = *(struct go_string *)(scratch + at);
+		at = m->elems + slot * m->elem_stride;
+		if (at > GO_MAP_GROUP_MAX - sizeof(strings))
+			at = 0;
+		/* The element is a []string; the value is its first string. */
+		strings = *(__u64 *)(scratch + at);
+		if (key.len == GO_HEADER_TRACEPARENT_LEN) {
+			if (zs_read(name, GO_HEADER_TRACEPARENT_LEN, key.ptr) &&
+			    name[0] == 0x7261706563617254 /* Tracepar */ && name[1] == 0x746e65 /* ent */ &&
+			    strings)
+				zs_read(&out->traceparent, sizeof(out->traceparent), strings);
+		} else {
+			if (zs_read(name, GO_HEADER_USER_AGENT_LEN, key.ptr) &&
+			    name[0] == 0x6567412d72657355 /* User-Age */ && name[1] == 0x746e /* nt */ &&
+			    strings)
+				zs_read(&out->user_agent, sizeof(out->user_agent), strings);
+		}
+	}
+	return 0;
+}
+
+/* Walks the header map for traceparent and user-agent; scratch holds GO_MAP_GROUP_MAX bytes. */
+static __always_inline void go_scan_headers(const struct go_map_layout *m, __u8 *scratch,
+					    struct go_headers *out)
+{
+	__u64 groups, old = 0, n, at;
+	__u32 i;
+
+	if (m->kind == GO_MAP_NONE || !out->map)
+		return;
+	groups = zs_read_u64(out->map, m->groups);
+	if (!groups)
+		return;
+	if (m->kind == GO_MAP_SWISS) {
+		n = zs_read_u64(out->map, m->count);
+		if (n == 0) { /* a small map: dirPtr is the only group */
+			n = 1;
+		} else { /* dirPtr is an array of tables; headers fit into the first */
+			at = zs_read_u64(groups, 0);
+			groups = zs_read_u64(at, m->table_groups);
+			n = zs_read_u64(at, m->table_mask) + 1;
+		}
+	} else {
+		n = 1ULL << (zs_read_u8(out->map, m->count) & 63);
+		old = zs_read_u64(out->map, m->old_groups);
+	}
+	for (i = 0, at = groups; i < GO_MAP_GROUPS_MAX; i++) {
+		go_scan_group(m, scratch, at, out);
+		if (out->traceparent.ptr && out->user_agent.ptr)
+			break;
+		__u64 overflow = 0;
+		__u32 last = m->group_size - sizeof(overflow);
+		if (m->kind == GO_MAP_BUCKETS && last <= GO_MAP_GROUP_MAX - sizeof(overflow))
+			overflow = *(__u64 *)(scratch + last);
+		if (overflow) {
+			at = overflow;
+			continue;
+		}
+		if (--n == 0) {
+			if (!old)
+				break;
+			/* A growing map: what has not moved yet is in the old buckets. */
+			at = groups = old;
+			n = 1ULL << ((zs_read_u8(out->map, m->count) - 1) & 63);
+			old = 0;
+			continue;
+		}
+		groups += m->group_size;
+		at = groups;
+	}
+}
+
+/* 1 where first <= c <= last, without a branch (see go_equal). */
+static __always_inline __u64 go_in_range(__u64 c, __u64 first, __u64 last)
+{
+	__u64 outside = (last - c) | (c - first);
+
+	zs_opaque(outside);
+	return outside >> 63 ^ 1;
+}
+
+/* The value of a lower-case hex digit; clears *valid when it is none. */
+static __always_inline __u32 go_hex(__u8 c, __u64 *valid)
+{
+	*valid &= go_in_range(c, '0', '9') | go_in_range(c, 'a', 'f');
+	return ((c & 0xf) + 9 * (c >> 6)) & 0xf;
+}
+
+#define GO_TRACEPARENT_LEN 55
+
+/*
+ * W3C Trace Context: "00-<32 hex>-<16 hex>-<2 hex>", lower case, ids not all
+ * zero; later versions may be longer. Anything else is treated as absent.
+ */
+static __noinline int go_parse_traceparent(struct zs_head *head, const __u8 *text)
+{
+	__u64 valid = 1, trace_id[2], parent_id;
+	__u8 bytes[26];
+
+	for (int i = 0, at = 0; i < 26; i++) {
+		if (i == 1 || i == 17 || i == 25)
+			valid &= go_equal(text[at++], '-');
+		bytes[i] = go_hex(text[at], &valid) << 4;
+		bytes[i] |= go_hex(text[at + 1], &valid);
+		at += 2;
+	}
+	__builtin_memcpy(trace_id, bytes + 1, sizeof(trace_id));
+	__builtin_memcpy(&parent_id, bytes + 17, sizeof(parent_id));
+	if (!valid || bytes[0] == 0xff || !(trace_id[0] | trace_id[1]) || !parent_id)
+		return 0;
+	__builtin_memcpy(head->trace_id, trace_id, sizeof(trace_id));
+	__builtin_memcpy(head->parent_id, &parent_id, sizeof(parent_id));
+	head->trace_flags = bytes[25];
+	head->flags |= ZS_FLAG_TRACEPARENT;
+	return 1;
+}
+
+/* Reads and parses a traceparent value; scratch holds GO_TRACEPARENT_LEN + 1 bytes. */
+static __always_inline void go_adopt_traceparent(struct zs_head *head, const struct go_string *value,
+						 __u8 *scratch)
+{
+	if (value->len < GO_TRACEPARENT_LEN)
+		return;
+	/* Version 00 is exactly this long; a later one goes on after another dash. */
+	__u32 size = GO_TRACEPARENT_LEN + (value->len > GO_TRACEPARENT_LEN);
+	scratch[GO_TRACEPARENT_LEN] = '-';
+	if (!zs_read(scratch, size, value->ptr) || scratch[GO_TRACEPARENT_LEN] != '-')
+		return;
+	if (value->len > GO_TRACEPARENT_LEN && scratch[0] == '0' && scratch[1] == '0')
+		return;
+	go_parse_traceparent(head, scratch);
+}

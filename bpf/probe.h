@@ -1,0 +1,276 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+/*
+ * What every instrumentor's program shares: the record head, the ring, the
+ * counters that make the books balance, and bounded reads of the target.
+ * Nothing here knows a library.
+ */
+#pragma once
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <linux/bpf.h>
+#include <linux/ptrace.h>
+#include <bpf/bpf_helpers.h>
+
+/*
+ * Several programs can be interrupted by one another on one CPU (uprobe
+ * programs are preemptible), so there is no per-CPU scratch memory: a call's
+ * own map entry is the scratch space of the task that runs it.
+ */
+
+#define ZS_ABSENT 0xffffffffu /* a field that was not found in this binary */
+
+/* Reported in zs_head.flags. */
+enum zs_flag {
+	ZS_FLAG_TRACEPARENT = 1 << 0, /* trace_id and parent_id came from the caller */
+	ZS_FLAG_PANIC = 1 << 1,
+	ZS_FLAG_GOEXIT = 1 << 2,
+	ZS_FLAG_TRUNCATED = 1 << 3, /* some string was longer than its bound */
+	ZS_FLAG_FAULT = 1 << 4,	    /* some read of the target's memory failed */
+};
+
+/* The head of every record; what follows it belongs to the instrumentor. */
+struct zs_head {
+	__u64 start;  /* ns, CLOCK_MONOTONIC */
+	__u64 end;    /* ns, CLOCK_MONOTONIC; 0 while the call is open */
+	__u64 task;   /* who runs the call: goroutine id */
+	__u32 tgid;   /* process id in the initial PID namespace */
+	__u32 target; /* the agent's number for the process, from the cookie */
+	__u16 instrumentor;
+	__u16 flags; /* enum zs_flag */
+	__u8 trace_flags;
+	__u8 pad[3];
+	__u8 trace_id[16];
+	__u8 span_id[8];
+	__u8 parent_id[8];
+};
+
+struct zs_key {
+	__u64 task;
+	__u32 tgid;
+	__u32 pad;
+};
+
+/* Indices into zs_counts, per instrumentor. */
+enum zs_counter {
+	ZS_STARTED,	  /* calls begun */
+	ZS_COMPLETED,	  /* calls ended, delivered or folded into zs_fallback */
+	ZS_FALLBACK,	  /* of those: the ring was full, folded into zs_fallback */
+	ZS_FALLBACK_LOST, /* of those: zs_fallback was full as well */
+	ZS_EVICTED,	  /* begun, but no room in the call map */
+	ZS_MISSED_END,	  /* the task began another call before this one's end was seen */
+	ZS_UNMATCHED_END, /* an end whose start was not seen: begun before the attach */
+	ZS_STACK_GROWTH,  /* hits ignored because the function was about to grow its stack */
+	ZS_FAULTS,	  /* reads of target memory that failed */
+	ZS_SKIPPED,	  /* requests that are no calls: HTTP/2 prefaces, unsupported carriers */
+	ZS_COUNTERS = 16,
+};
+
+#define ZS_MAX_INSTRUMENTORS 64
+
+struct {
+	__uint(type, BPF_MAP_TYPE_RINGBUF);
+	__uint(max_entries, 1 << 22); /* resized by the agent */
+} zs_ring SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, ZS_COUNTERS *ZS_MAX_INSTRUMENTORS);
+	__type(key, __u32);
+	__type(value, __u64);
+} zs_counts SEC(".maps");
+
+/* Shared with the consumer through mmap. */
+struct zs_control {
+	__u32 sleeping; /* the consumer waits in epoll: the next record must wake it */
+	__u32 pad;
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(map_flags, BPF_F_MMAPABLE);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct zs_control);
+} zs_ctl SEC(".maps");
+
+#define ZS_MAX_BOUNDS 16
+
+/* Calls that found the ring full: counts, errors and durations stay exact. */
+struct zs_fallback_key {
+	__u32 target;
+	__u16 instrumentor;
+	__u8 class;  /* status class: 0 unknown, 1-5 for 1xx-5xx */
+	__u8 bucket; /* index into zs_bounds: the first bound >= duration */
+	__u8 error;
+	__u8 pad[7];
+};
+
+struct zs_fallback_value {
+	__u64 count;
+	__u64 sum; /* ns */
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 8192);
+	__type(key, struct zs_fallback_key);
+	__type(value, struct zs_fallback_value);
+} zs_fallback SEC(".maps");
+
+/* Set by the agent before the programs are loaded. */
+const volatile __u16 zs_instrumentor;
+const volatile __u64
+    zs_bounds[ZS_MAX_BOUNDS]; /* ns, upper bounds of the duration histogram; 0 ends the list */
+
+static __always_inline void zs_count(enum zs_counter what)
+{
+	__u32 key = (__u32)zs_instrumentor * ZS_COUNTERS + what;
+	__u64 *count = bpf_map_lookup_elem(&zs_counts, &key);
+
+	if (count)
+		__sync_fetch_and_add(count, 1);
+}
+
+/* The attach cookie: target << 32 | site flags << 16 | index of the binary's layout. */
+static __always_inline __u32 zs_cookie_layout(__u64 cookie)
+{
+	return cookie & 0xffff;
+}
+
+static __always_inline __u32 zs_cookie_target(__u64 cookie)
+{
+	return cookie >> 32;
+}
+
+#define ZS_SITE_STACK_CHECK (1 << 16) /* the site is the stack check's jbe: taken means no call yet */
+
+static __always_inline __u32 zs_tgid(void)
+{
+	return bpf_get_current_pid_tgid() >> 32;
+}
+
+static __always_inline bool zs_read(void *dst, __u32 size, __u64 from)
+{
+	if (bpf_probe_read_user(dst, size, (const void *)from) == 0)
+		return true;
+	zs_count(ZS_FAULTS);
+	return false;
+}
+
+static __always_inline __u64 zs_read_u64(__u64 base, __u32 offset)
+{
+	__u64 value = 0;
+
+	if (offset != ZS_ABSENT)
+		zs_read(&value, sizeof(value), base + offset);
+	return value;
+}
+
+static __always_inline __u8 zs_read_u8(__u64 base, __u32 offset)
+{
+	__u8 value = 0;
+
+	if (offset != ZS_ABSENT)
+		zs_read(&value, sizeof(value), base + offset);
+	return value;
+}
+
+static __always_inline void zs_random(void *dst, __u32 words)
+{
+	__u32 *w = dst;
+
+	for (__u32 i = 0; i < words; i++)
+		w[i] = bpf_get_prandom_u32();
+}
+
+/* Gives the call an identity: a span id always, a trace id unless the caller sent one. */
+static __always_inline void zs_identify(struct zs_head *head)
+{
+	zs_random(head->span_id, 2);
+	if (!(head->flags & ZS_FLAG_TRACEPARENT))
+		zs_random(head->trace_id, 4);
+}
+
+/* Keeps the compiler from proving a bound away that the verifier has to see. */
+#define zs_opaque(v) asm volatile("" : "+r"(v))
+
+/*
+ * Appends at most max bytes of the target's memory at data[*used] and returns how
+ * many. size is the size of data. used lies in the map entry and not in a
+ * register: there the verifier forgets which path led to its value, and paths
+ * that it cannot tell apart are checked once.
+ */
+static __always_inline __u16 zs_append(struct zs_head *head, __u8 *data, __u32 size, __u16 *used, __u64 from,
+				       __u64 len, __u32 max)
+{
+	__u32 at = *used;
+
+	if (len > max) {
+		len = max;
+		head->flags |= ZS_FLAG_TRUNCATED;
+	}
+	zs_opaque(at);
+	if (len == 0 || at > size - max)
+		return 0;
+	zs_opaque(len);
+	if (len > max)
+		return 0;
+	if (bpf_probe_read_user(data + at, len, (const void *)from)) {
+		zs_count(ZS_FAULTS);
+		head->flags |= ZS_FLAG_FAULT;
+		return 0;
+	}
+	*used = at + len;
+	return len;
+}
+
+static __always_inline void zs_fold(const struct zs_head *head, __u8 class, bool error)
+{
+	struct zs_fallback_key key = {
+	    .target = head->target,
+	    .instrumentor = zs_instrumentor,
+	    .class = class,
+	    .error = error,
+	};
+	struct zs_fallback_value zero = {}, *value;
+	__u64 duration = head->end - head->start;
+
+	for (__u32 i = 0; i < ZS_MAX_BOUNDS; i++) {
+		if (zs_bounds[i] == 0 || duration <= zs_bounds[i])
+			break;
+		key.bucket = i + 1;
+	}
+	zs_count(ZS_FALLBACK);
+	value = bpf_map_lookup_elem(&zs_fallback, &key);
+	if (!value) {
+		bpf_map_update_elem(&zs_fallback, &key, &zero, BPF_NOEXIST);
+		value = bpf_map_lookup_elem(&zs_fallback, &key);
+	}
+	if (!value) {
+		zs_count(ZS_FALLBACK_LOST);
+		return;
+	}
+	__sync_fetch_and_add(&value->count, 1);
+	__sync_fetch_and_add(&value->sum, duration);
+}
+
+/*
+ * Hands a finished call to the consumer. size must be bounded by the caller.
+ * The consumer drains by the clock while it is busy; only a sleeping one is woken.
+ */
+static __always_inline void zs_emit(struct zs_head *head, __u32 size, __u8 class, bool error)
+{
+	__u64 wake = BPF_RB_NO_WAKEUP;
+	struct zs_control *control;
+	__u32 zero = 0;
+
+	zs_count(ZS_COMPLETED);
+	control = bpf_map_lookup_elem(&zs_ctl, &zero);
+	if (control && control->sleeping) {
+		control->sleeping = 0;
+		wake = BPF_RB_FORCE_WAKEUP;
+	}
+	if (bpf_ringbuf_output(&zs_ring, head, size, wake))
+		zs_fold(head, class, error);
+}

@@ -1,0 +1,78 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"text/tabwriter"
+
+	"github.com/zerospan/zerospan/agent"
+	"github.com/zerospan/zerospan/instrumentors"
+	"github.com/zerospan/zerospan/offsets"
+	"github.com/zerospan/zerospan/procdiscovery"
+)
+
+type explainCmd struct {
+	PID int `name:"pid" short:"p" required:"" help:"The process." placeholder:"PID"`
+}
+
+func (c *explainCmd) Run(s *streams) error {
+	p, err := procdiscovery.Inspect(c.PID)
+	if err != nil {
+		return err
+	}
+	plans, goVersion, _, err := agent.Plan(p)
+	fmt.Fprintf(s.out, "process %d: %s\n", p.PID, p.Exe)
+	if goVersion != "" {
+		fmt.Fprintf(s.out, "  built with %s\n", goVersion)
+	}
+	if p.Container != "" {
+		fmt.Fprintf(s.out, "  container %s\n", p.Container)
+	}
+	if err != nil {
+		fmt.Fprintf(s.out, "  nothing can be attached: %v\n", err)
+		return nil
+	}
+	for _, r := range plans {
+		explainPlan(s.out, r)
+	}
+	return nil
+}
+
+func explainPlan(w io.Writer, r agent.PlanResult) {
+	fmt.Fprintf(w, "\n%s (%s): ", r.Spec.Name, r.Spec.Title)
+	switch {
+	case errors.Is(r.Err, instrumentors.ErrAbsent), errors.Is(r.Err, offsets.ErrNotGo):
+		fmt.Fprintf(w, "not attached: %v\n", r.Err)
+		return
+	case r.Err != nil:
+		fmt.Fprintf(w, "not attached: %v\n", r.Err)
+	default:
+		fmt.Fprintln(w, "can be attached")
+	}
+	tw := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	fmt.Fprint(tw, "  SITE\tFUNCTION\tADDRESS\tINSTRUCTION\tPRICE\n")
+	for _, site := range r.Plan.Sites {
+		switch {
+		case site.Absent:
+		case site.Skipped != "":
+			fmt.Fprintf(tw, "  %s\t%s\t-\tnot attached: %s\t\n", site.Role, site.Symbols[0], site.Skipped)
+		default:
+			price := "emulated"
+			if !site.Found.Emulated {
+				price = "single-stepped (about 20 times an emulated one)"
+			}
+			fmt.Fprintf(tw, "  %s\t%s\t%#x\t%s\t%s\n", site.Role, site.Found.Func.Name, uint64(site.Found.Addr), site.Found.Text, price)
+		}
+	}
+	_ = tw.Flush()
+	fmt.Fprint(tw, "  FIELD\tOFFSET\tFOUND BY\t\n")
+	for _, f := range r.Plan.Fields {
+		if f.Err != nil {
+			fmt.Fprintf(tw, "  %s\t-\t%v; lost: %s\t\n", f.Path, f.Err, f.Loses)
+			continue
+		}
+		fmt.Fprintf(tw, "  %s\t%d\t%s\t\n", f.Path, f.Offset, f.Rung)
+	}
+	_ = tw.Flush()
+}

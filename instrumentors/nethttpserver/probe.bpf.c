@@ -1,0 +1,426 @@
+//go:build ignore
+
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+/*
+ * Server calls of Go's net/http: HTTP/1, HTTP/2 (bundled, golang.org/x/net,
+ * net/http/internal/http2). A call is kept under its goroutine, which runs the
+ * handler from start to end in all of them.
+ */
+#include "go.h"
+
+char LICENSE[] SEC("license") = "Dual BSD/GPL";
+
+#define METHOD_MAX     16
+#define PATH_MAX_      192
+#define HOST_MAX       64
+#define REMOTE_MAX     56
+#define USER_AGENT_MAX 160
+#define PATTERN_MAX    128
+#define PANIC_MAX      64
+#define DATA_MAX       768
+
+/* While the request is read, the tail of data holds what is being looked at. */
+#define SCRATCH_AT  (METHOD_MAX + PATH_MAX_ + HOST_MAX + REMOTE_MAX)
+#define REQUEST_MAX 320
+#define HEADERS_AT  (SCRATCH_AT + GO_MAP_GROUP_MAX)
+
+_Static_assert(HEADERS_AT % 8 == 0 && HEADERS_AT + sizeof(struct go_headers) <= DATA_MAX,
+	       "a map group fits too");
+_Static_assert(SCRATCH_AT + REQUEST_MAX + 16 <= HEADERS_AT,
+	       "what a blank entry has behind the request stays zero");
+_Static_assert(SCRATCH_AT + USER_AGENT_MAX + PATTERN_MAX + PANIC_MAX <= DATA_MAX, "all strings fit");
+
+enum outcome {
+	OUTCOME_OPEN,
+	OUTCOME_RETURNED, /* the handler returned and the response is being finished */
+	OUTCOME_UNWOUND,  /* panic or runtime.Goexit: see zs_head.flags */
+	OUTCOME_HIJACKED, /* the handler took the connection */
+	OUTCOME_CLIENT_GONE,
+};
+
+struct call {
+	struct zs_head head;
+	__u64 writer;  /* the ResponseWriter's address: which call this goroutine runs */
+	__u64 request; /* *http.Request */
+	__s64 content_length;
+	__s64 written;
+	__u16 status;
+	__u8 outcome;
+	__u8 wrote_header;
+	__u8 tls;
+	__u8 proto_major, proto_minor;
+	__u8 pattern_of_child; /* the pattern was seen on a goroutine that this one started */
+	__u16 method_len, path_len, host_len, remote_len, user_agent_len, pattern_len, panic_len;
+	__u16 data_len;
+	__u8 data[DATA_MAX]; /* the strings in the order of their lengths */
+};
+
+_Static_assert(offsetof(struct call, data) == 128, "the record has no holes that Go does not know");
+
+/* net/http.Request and net/http/internal/http2.ServerRequest, which have the same fields. */
+struct request_layout {
+	__u32 method, url, proto_major, proto_minor, header, content_length, host, remote_addr, tls, pattern;
+	__u32 span; /* bytes from the struct's start that hold all of these but pattern */
+};
+
+struct h2_layout {
+	__u32 ended;					 /* the end site of this HTTP/2 server is attached */
+	__u32 writer_state;				 /* responseWriter.rws */
+	__u32 status, wrote_header, wrote_bytes, stream; /* responseWriterState */
+	__u32 stream_state;				 /* stream.state */
+};
+
+struct layout {
+	struct request_layout request;
+	struct request_layout h2_request;
+	struct h2_layout h2_std, h2_xnet;
+	struct go_map_layout header;
+	struct go_runtime_layout rt;
+	__u32 url_path;
+	__u32 response_status, response_written, response_wrote_header, response_client_gone;
+};
+
+#define STREAM_CLOSED 4 /* stateClosed of both HTTP/2 servers */
+
+const struct layout *unused_layout __attribute__((unused));
+const struct call *unused_call __attribute__((unused));
+const enum outcome *unused_outcome __attribute__((unused));
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 8192); /* resized by the agent */
+	__type(key, struct zs_key);
+	__type(value, struct call);
+} calls SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1024); /* one a binary */
+	__type(key, __u32);
+	__type(value, struct layout);
+} layouts SEC(".maps");
+
+/* What a new entry starts as: there is no stack or per-CPU memory of that size. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct call);
+} blank SEC(".maps");
+
+static __always_inline const struct layout *layout_of(__u64 cookie)
+{
+	__u32 index = zs_cookie_layout(cookie);
+
+	return bpf_map_lookup_elem(&layouts, &index);
+}
+
+/*
+ * A word, or a string header, of the struct that lies in scratch. What is absent
+ * is read from behind the struct, where a blank entry is zero: a branch here
+ * would double the verifier's work with every field.
+ */
+static __always_inline __u64 word(const __u8 *scratch, __u32 offset)
+{
+	if (offset > REQUEST_MAX)
+		offset = REQUEST_MAX;
+	return *(__u64 *)(scratch + offset);
+}
+
+static __always_inline struct go_string text(const __u8 *scratch, __u32 offset)
+{
+	if (offset > REQUEST_MAX)
+		offset = REQUEST_MAX;
+	return *(struct go_string *)(scratch + offset);
+}
+
+static __always_inline __u16 append(struct call *c, const struct go_string *s, __u32 max)
+{
+	return zs_append(&c->head, c->data, DATA_MAX, &c->data_len, s->ptr, s->len, max);
+}
+
+/* Reads what is known of the request at its start; false when it is no call. */
+static __always_inline bool read_request(struct call *c, const struct layout *l,
+					 const struct request_layout *rl)
+{
+	__u8 *scratch = c->data + SCRATCH_AT;
+	struct go_headers *headers = (void *)(c->data + HEADERS_AT);
+	struct go_string method, host, remote, path = {};
+	__u32 span = rl->span;
+	__u64 url;
+
+	if (span > REQUEST_MAX || !zs_read(scratch, span, c->request)) {
+		c->head.flags |= ZS_FLAG_FAULT;
+		return true;
+	}
+	method = text(scratch, rl->method);
+	host = text(scratch, rl->host);
+	remote = text(scratch, rl->remote_addr);
+	url = word(scratch, rl->url);
+	headers->map = word(scratch, rl->header);
+	c->content_length = rl->content_length == ZS_ABSENT ? -1 : word(scratch, rl->content_length);
+	c->proto_major = word(scratch, rl->proto_major);
+	c->proto_minor = word(scratch, rl->proto_minor);
+	c->tls = word(scratch, rl->tls) != 0;
+	if (url && l->url_path != ZS_ABSENT)
+		zs_read(&path, sizeof(path), url + l->url_path);
+
+	c->method_len = append(c, &method, METHOD_MAX);
+	/* The preface of an HTTP/2 connection with prior knowledge is no request. */
+	if (c->method_len == 3 && c->data[0] == 'P' && c->data[1] == 'R' && c->data[2] == 'I')
+		return false;
+	c->path_len = append(c, &path, PATH_MAX_);
+	c->host_len = append(c, &host, HOST_MAX);
+	c->remote_len = append(c, &remote, REMOTE_MAX);
+
+	go_scan_headers(&l->header, scratch, headers);
+	if (headers->traceparent.len)
+		go_adopt_traceparent(&c->head, &headers->traceparent, scratch);
+	c->user_agent_len = append(c, &headers->user_agent, USER_AGENT_MAX);
+	return true;
+}
+
+static __always_inline int begin(struct pt_regs *ctx, __u64 writer, __u64 request, bool h2_request)
+{
+	__u64 cookie = bpf_get_attach_cookie(ctx);
+	const struct layout *l = layout_of(cookie);
+	const struct request_layout *rl;
+	struct zs_key key;
+	struct call *c;
+	__u32 zero = 0;
+
+	if (!l || go_is_stack_growth(ctx, cookie))
+		return 0;
+	key = go_key(ctx, &l->rt);
+	c = bpf_map_lookup_elem(&calls, &key);
+	if (c) {
+		/* A server that wraps another reports one request twice: same writer. */
+		if (c->writer == writer) {
+			if (!h2_request)
+				c->request = request;
+			return 0;
+		}
+		zs_count(ZS_MISSED_END);
+		bpf_map_delete_elem(&calls, &key);
+	}
+	c = bpf_map_lookup_elem(&blank, &zero);
+	if (!c)
+		return 0;
+	zs_count(ZS_STARTED);
+	if (bpf_map_update_elem(&calls, &key, c, BPF_ANY)) {
+		zs_count(ZS_EVICTED);
+		return 0;
+	}
+	c = bpf_map_lookup_elem(&calls, &key);
+	if (!c)
+		return 0;
+	c->head.start = bpf_ktime_get_ns();
+	c->head.task = key.task;
+	c->head.tgid = key.tgid;
+	c->head.target = zs_cookie_target(cookie);
+	c->head.instrumentor = zs_instrumentor;
+	c->writer = writer;
+	c->request = request;
+	rl = h2_request ? &l->h2_request : &l->request;
+	if (!read_request(c, l, rl) || (c->proto_major == 2 && !l->h2_std.ended && !l->h2_xnet.ended)) {
+		zs_count(ZS_SKIPPED);
+		bpf_map_delete_elem(&calls, &key);
+		return 0;
+	}
+	zs_identify(&c->head);
+	return 0;
+}
+
+/* Keeps the text of a panic's value if it points to a string header, as an errors.New does. */
+static __always_inline void read_panic(struct call *c, const __u64 arg[2])
+{
+	struct go_string message = {};
+
+	if (!arg[1] || bpf_probe_read_user(&message, sizeof(message), (void *)arg[1]) ||
+	    message.len > PANIC_MAX)
+		return;
+	c->panic_len = append(c, &message, PANIC_MAX);
+}
+
+static __always_inline void finish(struct call *c, struct zs_key *key, const struct layout *l,
+				   const __u64 *panic)
+{
+	__u32 size;
+
+	c->head.end = bpf_ktime_get_ns();
+	if (!c->pattern_len && l->request.pattern != ZS_ABSENT && c->request) {
+		struct go_string pattern = {};
+
+		zs_read(&pattern, sizeof(pattern), c->request + l->request.pattern);
+		c->pattern_len = append(c, &pattern, PATTERN_MAX);
+	}
+	if (panic)
+		read_panic(c, panic);
+	size = offsetof(struct call, data) + c->data_len;
+	if (size > sizeof(*c))
+		size = sizeof(*c);
+	zs_emit(&c->head, size, c->status / 100, c->status >= 500 || c->outcome >= OUTCOME_UNWOUND);
+	bpf_map_delete_elem(&calls, key);
+}
+
+static __always_inline void read_response(struct call *c, const struct layout *l)
+{
+	c->wrote_header = zs_read_u8(c->writer, l->response_wrote_header);
+	c->status = zs_read_u64(c->writer, l->response_status);
+	c->written = zs_read_u64(c->writer, l->response_written);
+}
+
+/* func (sh serverHandler) ServeHTTP(rw ResponseWriter, req *Request) */
+SEC("uprobe")
+int serve_http(struct pt_regs *ctx)
+{
+	return begin(ctx, GO_R2(ctx), GO_R3(ctx), false);
+}
+
+/* func (w *response) finishRequest() */
+SEC("uprobe")
+int finish_request(struct pt_regs *ctx)
+{
+	__u64 cookie = bpf_get_attach_cookie(ctx);
+	const struct layout *l = layout_of(cookie);
+	struct zs_key key;
+	struct call *c;
+
+	if (!l || go_is_stack_growth(ctx, cookie))
+		return 0;
+	key = go_key(ctx, &l->rt);
+	c = bpf_map_lookup_elem(&calls, &key);
+	if (!c || c->writer != GO_R0(ctx)) {
+		zs_count(ZS_UNMATCHED_END);
+		return 0;
+	}
+	read_response(c, l);
+	c->outcome = zs_read_u8(c->writer, l->response_client_gone) ? OUTCOME_CLIENT_GONE : OUTCOME_RETURNED;
+	finish(c, &key, l, NULL);
+	return 0;
+}
+
+/*
+ * The deferred closure of func (c *conn) serve(ctx context.Context). Once a
+ * connection; a call is still open here after a panic, runtime.Goexit or Hijack.
+ */
+SEC("uprobe")
+int conn_served(struct pt_regs *ctx)
+{
+	__u64 cookie = bpf_get_attach_cookie(ctx), arg[2] = {};
+	const struct layout *l = layout_of(cookie);
+	struct zs_key key;
+	struct call *c;
+	__u16 unwinding;
+
+	if (!l || go_is_stack_growth(ctx, cookie))
+		return 0;
+	key = go_key(ctx, &l->rt);
+	c = bpf_map_lookup_elem(&calls, &key);
+	if (!c)
+		return 0;
+	unwinding = go_unwinding(ctx, &l->rt, arg);
+	read_response(c, l);
+	c->outcome = unwinding ? OUTCOME_UNWOUND : OUTCOME_HIJACKED;
+	c->head.flags |= unwinding;
+	finish(c, &key, l, arg);
+	return 0;
+}
+
+/* The deferred closure of func (sc *serverConn) runHandler(rw *responseWriter, req *Request, handler) */
+static __always_inline int h2_end(struct pt_regs *ctx, bool xnet)
+{
+	__u64 cookie = bpf_get_attach_cookie(ctx), arg[2] = {}, state, stream;
+	const struct layout *l = layout_of(cookie);
+	const struct h2_layout *h2;
+	struct zs_key key;
+	struct call *c;
+	__u16 unwinding;
+
+	if (!l || go_is_stack_growth(ctx, cookie))
+		return 0;
+	h2 = xnet ? &l->h2_xnet : &l->h2_std;
+	key = go_key(ctx, &l->rt);
+	c = bpf_map_lookup_elem(&calls, &key);
+	if (!c) {
+		zs_count(ZS_UNMATCHED_END);
+		return 0;
+	}
+	unwinding = go_unwinding(ctx, &l->rt, arg);
+	c->outcome = unwinding ? OUTCOME_UNWOUND : OUTCOME_RETURNED;
+	c->head.flags |= unwinding;
+	state = zs_read_u64(c->writer, h2->writer_state);
+	if (state) {
+		c->wrote_header = zs_read_u8(state, h2->wrote_header);
+		c->status = zs_read_u64(state, h2->status);
+		c->written = zs_read_u64(state, h2->wrote_bytes);
+		stream = zs_read_u64(state, h2->stream);
+		/* Closed before the handler is done: reset by the client, or its connection is gone.
+		 * An answer to HEAD closes the stream with its headers. */
+		bool head = c->method_len == 4 && c->data[0] == 'H' && c->data[1] == 'E';
+		if (!unwinding && !head && stream && zs_read_u8(stream, h2->stream_state) == STREAM_CLOSED)
+			c->outcome = OUTCOME_CLIENT_GONE;
+	}
+	finish(c, &key, l, arg);
+	return 0;
+}
+
+SEC("uprobe")
+int h2_std_end(struct pt_regs *ctx)
+{
+	return h2_end(ctx, false);
+}
+
+SEC("uprobe")
+int h2_xnet_end(struct pt_regs *ctx)
+{
+	return h2_end(ctx, true);
+}
+
+/* golang.org/x/net/http2: func (sc *serverConn) runHandler(rw *responseWriter, req *http.Request, handler) */
+SEC("uprobe")
+int h2_xnet_start(struct pt_regs *ctx)
+{
+	return begin(ctx, GO_R1(ctx), GO_R2(ctx), false);
+}
+
+/* net/http/internal/http2: func (sc *serverConn) runHandler(rw *responseWriter, req *ServerRequest, handler)
+ */
+SEC("uprobe")
+int h2_std_start(struct pt_regs *ctx)
+{
+	return begin(ctx, GO_R1(ctx), GO_R2(ctx), true);
+}
+
+/*
+ * Inside func (mux *ServeMux) ServeHTTP, behind
+ * h, r.Pattern, r.pat, r.matches = mux.findHandler(r): middleware may have
+ * copied the request, and then only the copy gets the pattern.
+ */
+SEC("uprobe")
+int mux_found(struct pt_regs *ctx)
+{
+	__u64 cookie = bpf_get_attach_cookie(ctx);
+	const struct layout *l = layout_of(cookie);
+	struct go_string pattern = {.ptr = GO_R2(ctx), .len = GO_R3(ctx)};
+	struct zs_key key;
+	struct call *c;
+
+	if (!l || pattern.len == 0)
+		return 0;
+	key = go_key(ctx, &l->rt);
+	c = bpf_map_lookup_elem(&calls, &key);
+	if (!c) {
+		/* http.TimeoutHandler runs its handler on a goroutine of its own. */
+		if (l->rt.g_parent_goid == ZS_ABSENT)
+			return 0;
+		key.task = zs_read_u64(GO_G(ctx), l->rt.g_parent_goid);
+		c = bpf_map_lookup_elem(&calls, &key);
+		if (!c)
+			return 0;
+		c->pattern_of_child = 1;
+	}
+	c->data_len -= c->pattern_len; /* the innermost mux has the last word */
+	c->pattern_len = append(c, &pattern, PATTERN_MAX);
+	return 0;
+}

@@ -1,0 +1,196 @@
+package offsets
+
+import (
+	"encoding/binary"
+	"errors"
+	"strings"
+)
+
+// typeIndex holds the addresses of the runtime type descriptors of named
+// structs, by qualified name. Layout: internal/abi/type.go (before Go
+// 1.20 reflect/type.go), the same from Go 1.18 to 1.27 for what is used here.
+type typeIndex struct {
+	base    Addr // what name and type offsets count from: moduledata.types
+	end     Addr
+	structs map[string]Addr
+	shifted bool // Go 1.18 keeps a field's offset shifted left by one
+}
+
+const (
+	kindMask   = 1<<5 - 1
+	kindArray  = 17
+	kindMap    = 21
+	kindStruct = 25
+
+	tflagUncommon  = 1 << 0
+	tflagExtraStar = 1 << 1
+	tflagNamed     = 1 << 2
+
+	typeSize   = 48 // abi.Type
+	structSize = typeSize + 8 + 24
+	maxFields  = 1024
+	maxName    = 4096
+)
+
+// types walks [moduledata.types, etypes) once.
+func (b *Binary) typeDescriptors() (*typeIndex, error) {
+	if b.types != nil || b.typeErr != nil {
+		return b.types, b.typeErr
+	}
+	b.types, b.typeErr = b.indexTypes()
+	return b.types, b.typeErr
+}
+
+func (b *Binary) indexTypes() (*typeIndex, error) {
+	t, err := b.functions()
+	if err != nil {
+		return nil, err
+	}
+	md, err := b.moduledata(t.addr)
+	if err != nil {
+		return nil, err
+	}
+	// Go 1.20 put covctrs and ecovctrs before end, gcdata, gcbss, types; Go 1.27
+	// put a length, of the descriptors that reflection may search, before etypes.
+	for _, off := range []Addr{296, 280} {
+		types, ok1 := b.word(md + off)
+		end, ok2 := b.word(md + off + 8)
+		if ok1 && ok2 && end < types {
+			end, ok2 = b.word(md + off + 16)
+		}
+		if !ok1 || !ok2 || types == 0 || end <= types || b.bytes(Addr(types), end-types) == nil {
+			continue
+		}
+		ix := &typeIndex{base: Addr(types), end: Addr(end), structs: map[string]Addr{}}
+		b.walkTypes(ix)
+		if _, ok := ix.structs["runtime.g"]; ok {
+			ix.detectShift(b)
+			return ix, nil
+		}
+	}
+	return nil, errors.New("type descriptors not found")
+}
+
+func (b *Binary) walkTypes(ix *typeIndex) {
+	raw := b.bytes(ix.base, uint64(ix.end-ix.base))
+	for off := 0; off+structSize <= len(raw); off += 8 {
+		p := raw[off:]
+		if p[23]&kindMask != kindStruct {
+			continue
+		}
+		size, ptrdata := binary.LittleEndian.Uint64(p), binary.LittleEndian.Uint64(p[8:])
+		if ptrdata > size || size > 1<<24 || p[20]&tflagNamed == 0 || p[20]&tflagUncommon == 0 {
+			continue
+		}
+		name := b.name(ix.base + Addr(binary.LittleEndian.Uint32(p[40:])))
+		if p[20]&tflagExtraStar != 0 {
+			name = strings.TrimPrefix(name, "*")
+		}
+		short, ok := unqualified(name)
+		if !ok {
+			continue
+		}
+		a := ix.base + Addr(off)
+		if !b.plausibleStruct(ix, a) {
+			continue
+		}
+		if pkg := b.pkgPath(ix, a+structSize); pkg != "" {
+			ix.structs[pkg+"."+short] = a
+		}
+	}
+}
+
+// unqualified strips the package name: "http.Request" gives "Request".
+func unqualified(name string) (string, bool) {
+	head := name
+	if i := strings.IndexByte(name, '['); i >= 0 {
+		head = name[:i]
+	}
+	i := strings.LastIndexByte(head, '.')
+	if i <= 0 || i+1 >= len(name) {
+		return "", false
+	}
+	return name[i+1:], true
+}
+
+// pkgPath reads the import path from the abi.UncommonType at a.
+func (b *Binary) pkgPath(ix *typeIndex, a Addr) string {
+	p := b.bytes(a, 4)
+	if p == nil {
+		return ""
+	}
+	off := binary.LittleEndian.Uint32(p)
+	if off == 0 || Addr(off) >= ix.end-ix.base {
+		return ""
+	}
+	return b.name(ix.base + Addr(off))
+}
+
+// name reads an abi.Name: flags, a varint length, the bytes.
+func (b *Binary) name(a Addr) string {
+	p := b.bytes(a, 4)
+	if p == nil {
+		return ""
+	}
+	n, k := binary.Uvarint(p[1:])
+	if k <= 0 || n == 0 || n > maxName {
+		return ""
+	}
+	return string(b.bytes(a+1+Addr(k), n))
+}
+
+// structField is one field of a struct type.
+type structField struct {
+	name   string
+	typ    Addr // its type descriptor
+	offset uint64
+}
+
+// kind returns the kind of the type descriptor at a, 0 if there is none.
+func (b *Binary) kind(a Addr) int {
+	if p := b.bytes(a, typeSize); p != nil {
+		return int(p[23] & kindMask)
+	}
+	return 0
+}
+
+func (b *Binary) plausibleStruct(ix *typeIndex, a Addr) bool {
+	fields, ok1 := b.word(a + typeSize + 8)
+	n, ok2 := b.word(a + typeSize + 16)
+	c, ok3 := b.word(a + typeSize + 24)
+	if !ok1 || !ok2 || !ok3 || n != c || n > maxFields {
+		return false
+	}
+	return n == 0 || b.bytes(Addr(fields), n*24) != nil
+}
+
+// fields returns the fields of the struct type at a.
+func (b *Binary) fields(ix *typeIndex, a Addr) []structField {
+	if !b.plausibleStruct(ix, a) {
+		return nil
+	}
+	first, _ := b.word(a + typeSize + 8)
+	n, _ := b.word(a + typeSize + 16)
+	out := make([]structField, 0, n)
+	for i := uint64(0); i < n; i++ {
+		at := Addr(first + i*24)
+		name, _ := b.word(at)
+		typ, _ := b.word(at + 8)
+		off, _ := b.word(at + 16)
+		if ix.shifted {
+			off >>= 1
+		}
+		out = append(out, structField{name: b.name(Addr(name)), typ: Addr(typ), offset: off})
+	}
+	return out
+}
+
+// detectShift tells Go 1.18's encoding by a struct that every program has:
+// runtime.g starts with stack (two words), so stackguard0 is at 16 or 32.
+func (ix *typeIndex) detectShift(b *Binary) {
+	for _, f := range b.fields(ix, ix.structs["runtime.g"]) {
+		if f.name == "stackguard0" {
+			ix.shifted = f.offset == 32
+		}
+	}
+}

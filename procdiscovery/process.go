@@ -1,0 +1,215 @@
+// Package procdiscovery tells which processes run, what they are, and when they
+// end. Everything it reads belongs to processes that may lie: reads are
+// bounded, and names are cleaned before they leave this package.
+package procdiscovery
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strconv"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+// ErrNotFound means that no such process runs.
+var ErrNotFound = errors.New("no such process")
+
+// Process is a running process.
+type Process struct {
+	PID         int
+	StartTime   uint64 // clock ticks since boot; with the PID it names the process for good
+	Exe         string // path as the process sees it
+	Container   string // container id, if it runs in one
+	ServiceName string // its own OTEL_SERVICE_NAME, if it has one
+	ResourceEnv string // its own OTEL_RESOURCE_ATTRIBUTES
+}
+
+// Name returns the base name of the executable.
+func (p *Process) Name() string { return filepath.Base(p.Exe) }
+
+// maxFile bounds what is read of a file in /proc.
+const maxFile = 256 << 10
+
+func readFile(path string) ([]byte, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	return io.ReadAll(io.LimitReader(f, maxFile))
+}
+
+// Inspect reads what is known of a process.
+func Inspect(pid int) (*Process, error) {
+	dir := fmt.Sprintf("/proc/%d", pid)
+	stat, err := readFile(dir + "/stat")
+	if err != nil {
+		return nil, notFound(pid, err)
+	}
+	p := &Process{PID: pid}
+	if p.StartTime, err = startTime(stat); err != nil {
+		return nil, err
+	}
+	exe, err := os.Readlink(dir + "/exe")
+	if err != nil {
+		return nil, notFound(pid, err)
+	}
+	p.Exe = clean(strings.TrimSuffix(exe, " (deleted)"))
+	if cgroup, err := readFile(dir + "/cgroup"); err == nil {
+		p.Container = containerID(string(cgroup))
+	}
+	if environ, err := readFile(dir + "/environ"); err == nil {
+		for _, kv := range bytes.Split(environ, []byte{0}) {
+			if v, ok := bytes.CutPrefix(kv, []byte("OTEL_SERVICE_NAME=")); ok {
+				p.ServiceName = clean(string(v))
+			} else if v, ok := bytes.CutPrefix(kv, []byte("OTEL_RESOURCE_ATTRIBUTES=")); ok {
+				p.ResourceEnv = clean(string(v))
+			}
+		}
+	}
+	return p, nil
+}
+
+func notFound(pid int, err error) error {
+	switch {
+	case errors.Is(err, fs.ErrNotExist), errors.Is(err, unix.ESRCH):
+		if _, statErr := os.Stat(fmt.Sprintf("/proc/%d", pid)); statErr == nil {
+			return fmt.Errorf("process %d has no executable: it is a kernel thread or has ended", pid)
+		}
+		return fmt.Errorf("%w: %d", ErrNotFound, pid)
+	case errors.Is(err, fs.ErrPermission):
+		return fmt.Errorf("process %d can't be inspected: %w", pid, fs.ErrPermission)
+	}
+	return err
+}
+
+// startTime is field 22 of /proc/PID/stat; the second may hold anything in parentheses.
+func startTime(stat []byte) (uint64, error) {
+	i := bytes.LastIndexByte(stat, ')')
+	if i < 0 {
+		return 0, errors.New("malformed /proc/PID/stat")
+	}
+	fields := bytes.Fields(stat[i+1:])
+	if len(fields) < 20 {
+		return 0, errors.New("malformed /proc/PID/stat")
+	}
+	return strconv.ParseUint(string(fields[19]), 10, 64)
+}
+
+// containerPattern: every runtime ends a container's cgroup path with its 64 hex
+// digits, with a prefix and .scope under systemd (docker-, cri-containerd-, crio-, libpod-).
+var containerPattern = regexp.MustCompile(`^(?:[a-z-]+-)?([0-9a-f]{64})(?:\.scope)?$`)
+
+// containerID finds the container in /proc/PID/cgroup, v1 and v2.
+func containerID(cgroup string) string {
+	for line := range strings.Lines(cgroup) {
+		parts := strings.SplitN(strings.TrimSpace(line), ":", 3)
+		if len(parts) != 3 {
+			continue
+		}
+		// Deeper groups (the container's own) come last.
+		segments := strings.Split(parts[2], "/")
+		for i := len(segments) - 1; i >= 0; i-- {
+			if m := containerPattern.FindStringSubmatch(segments[i]); m != nil {
+				return m[1]
+			}
+		}
+	}
+	return ""
+}
+
+// clean makes a foreign string safe for logs and terminals, and bounds it.
+func clean(s string) string {
+	if len(s) > 4096 {
+		s = s[:4096]
+	}
+	return strings.Map(func(r rune) rune {
+		if r < 0x20 || r == 0x7f || r >= 0x80 && r < 0xa0 || r == '\uFFFD' {
+			return '_'
+		}
+		return r
+	}, strings.ToValidUTF8(s, "_"))
+}
+
+// ExePath names the process's executable for open and for the kernel: the link
+// leads to the very file that runs, deleted or replaced or inside a container.
+func (p *Process) ExePath() string { return fmt.Sprintf("/proc/%d/exe", p.PID) }
+
+// Alive reports whether this very process still runs.
+func (p *Process) Alive() bool {
+	stat, err := readFile(fmt.Sprintf("/proc/%d/stat", p.PID))
+	if err != nil {
+		return false
+	}
+	t, err := startTime(stat)
+	return err == nil && t == p.StartTime
+}
+
+// WaitExit returns when the process has ended or ctx is done.
+func (p *Process) WaitExit(ctx context.Context) error {
+	fd, err := unix.PidfdOpen(p.PID, 0)
+	if err != nil {
+		if errors.Is(err, unix.ESRCH) {
+			return nil
+		}
+		return fmt.Errorf("watch process %d: %w", p.PID, err)
+	}
+	defer unix.Close(fd)
+	stop, err := unix.Eventfd(0, unix.EFD_CLOEXEC)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(stop)
+	if !p.Alive() {
+		return nil // the PID was reused before the pidfd was opened
+	}
+	wake := func() { _, _ = unix.Write(stop, []byte{1, 0, 0, 0, 0, 0, 0, 0}) }
+	finished := make(chan error, 1)
+	go func() {
+		fds := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}, {Fd: int32(stop), Events: unix.POLLIN}}
+		for {
+			_, err := unix.Poll(fds, -1)
+			if errors.Is(err, unix.EINTR) {
+				continue
+			}
+			finished <- err
+			return
+		}
+	}()
+	select {
+	case err := <-finished:
+		return err
+	case <-ctx.Done():
+		wake()
+		<-finished
+		return ctx.Err()
+	}
+}
+
+// List returns the ids of all processes but kernel threads.
+func List() ([]int, error) {
+	dir, err := os.Open("/proc")
+	if err != nil {
+		return nil, err
+	}
+	defer dir.Close()
+	names, err := dir.Readdirnames(-1)
+	if err != nil {
+		return nil, err
+	}
+	var pids []int
+	for _, name := range names {
+		if pid, err := strconv.Atoi(name); err == nil {
+			pids = append(pids, pid)
+		}
+	}
+	return pids, nil
+}
