@@ -71,6 +71,7 @@ type Agent struct {
 
 	clock    clock
 	exits    chan *target
+	changes  chan adaptiveChange
 	consumer *consumer
 	watchers sync.WaitGroup // for the ends of targets
 	attached chan struct{}  // closed with the first target
@@ -100,7 +101,7 @@ func New(cfg Config, pipeline *telemetry.Pipeline) (*Agent, error) {
 		cfg: cfg, pipeline: pipeline, shared: s, log: cfg.Log,
 		targets: map[int]*target{}, byID: map[uint32]*target{}, refused: map[int]uint64{},
 		folded: map[bpf.SharedZsFallbackKey]bpf.SharedZsFallbackValue{}, stuck: map[string]bool{}, abandoned: map[string]uint64{},
-		exits: make(chan *target, 64), attached: make(chan struct{}),
+		exits: make(chan *target, 64), changes: make(chan adaptiveChange, 16), attached: make(chan struct{}),
 		lost: telemetry.NewTarget(0, "unknown", nil),
 	}
 	pipeline.SetSource(a)
@@ -156,6 +157,8 @@ func (a *Agent) Run(ctx context.Context) error {
 			if len(a.targets) == 0 && !a.cfg.dynamic() {
 				return nil
 			}
+		case c := <-a.changes:
+			a.change(c)
 		case <-scan.C:
 			if a.cfg.dynamic() {
 				a.scan(ctx)

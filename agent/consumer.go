@@ -141,6 +141,7 @@ func (c *consumer) take(raw []byte) {
 	target := a.lost
 	if t != nil {
 		target = t.telemetry
+		a.adapt(t, l, head)
 	}
 	a.identify(&c.call, head)
 	a.pipeline.Record(target, l.spec.Metric, l.spec.Name, scope(l), &c.call)

@@ -3,6 +3,7 @@ package agent
 import (
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"unsafe"
 
 	"github.com/cilium/ebpf"
@@ -147,6 +148,9 @@ func (a *Agent) load(spec *instrumentors.Spec, number uint16) (*loaded, error) {
 	}
 	l := &loaded{spec: spec, number: number, coll: coll, programs: map[string]*ebpf.Program{}, layout: map[binaryID]uint32{}}
 	if err := coll.Variables["zs_instrumentor"].Set(number); err != nil {
+		return nil, err
+	}
+	if err := coll.Variables["zs_seed"].Set([2]uint64{rand.Uint64(), rand.Uint64()}); err != nil {
 		return nil, err
 	}
 	var bounds [16]uint64

@@ -25,6 +25,7 @@ type target struct {
 	telemetry *telemetry.Target
 	starts    []link.Link
 	ends      []link.Link
+	adaptive  []*adaptive
 	cancel    context.CancelFunc
 }
 
@@ -167,35 +168,45 @@ func (a *Agent) attachPlan(t *target, plan *instrumentors.Plan, id binaryID) err
 		}
 		l.layout[id] = index
 	}
-	ex, err := link.OpenExecutable(t.process.ExePath())
-	if err != nil {
-		return fmt.Errorf("open the executable: %w", err)
-	}
 	for _, role := range []instrumentors.Role{instrumentors.End, instrumentors.Extra, instrumentors.Start} {
 		for _, site := range plan.Attached(role) {
-			p, err := l.program(site.Program)
-			if err == nil {
-				var k link.Link
-				k, err = ex.UprobeMulti(nil, p, &link.UprobeMultiOptions{
-					Addresses: []uint64{site.Found.FileOffset},
-					Cookies:   []uint64{cookie(t.id, index, site.Found.StackCheck)},
-					PID:       uint32(t.process.PID),
-				})
-				if err == nil {
-					if role == instrumentors.Start {
-						t.starts = append(t.starts, k)
-					} else {
-						t.ends = append(t.ends, k)
-					}
-					continue
-				}
-				err = fmt.Errorf("attach to %s: %w", site.Found.Func.Name, err)
+			k, err := a.attachSite(t, l, site, index)
+			if err != nil {
+				t.detach()
+				return err
 			}
-			t.detach()
-			return err
+			switch {
+			case site.Adaptive:
+				t.adaptive = append(t.adaptive, &adaptive{target: t, site: site, layout: index, loaded: l, link: k})
+			case role == instrumentors.Start:
+				t.starts = append(t.starts, k)
+			default:
+				t.ends = append(t.ends, k)
+			}
 		}
 	}
 	return nil
+}
+
+// attachSite puts a program on a site of one process.
+func (a *Agent) attachSite(t *target, l *loaded, site instrumentors.PlannedSite, layout uint32) (link.Link, error) {
+	p, err := l.program(site.Program)
+	if err != nil {
+		return nil, err
+	}
+	ex, err := link.OpenExecutable(t.process.ExePath())
+	if err != nil {
+		return nil, fmt.Errorf("open the executable: %w", err)
+	}
+	k, err := ex.UprobeMulti(nil, p, &link.UprobeMultiOptions{
+		Addresses: []uint64{site.Found.FileOffset},
+		Cookies:   []uint64{cookie(t.id, layout, site.Found.StackCheck)},
+		PID:       uint32(t.process.PID),
+	})
+	if err != nil {
+		return nil, fmt.Errorf("attach to %s: %w", site.Found.Func.Name, err)
+	}
+	return k, nil
 }
 
 // cookie packs what a program knows of its site (bpf/probe.h).
@@ -218,6 +229,12 @@ func (t *target) detach() {
 	closeLinks(t.starts)
 	closeLinks(t.ends)
 	t.starts, t.ends = nil, nil
+	for _, d := range t.adaptive {
+		if d.link != nil {
+			_ = d.link.Close()
+			d.link = nil
+		}
+	}
 }
 
 func (a *Agent) forget(t *target) {

@@ -97,6 +97,7 @@ static __always_inline __u16 go_unwinding(struct pt_regs *ctx, const struct go_r
  */
 struct go_headers {
 	__u64 map; /* net/http.Header */
+	__u64 buckets;
 	struct go_string traceparent;
 	struct go_string user_agent;
 };
@@ -174,6 +175,19 @@ static __noinline int go_scan_group(const struct go_map_layout *m, __u8 *scratch
 	return 0;
 }
 
+#define GO_MAP_HEAD                                                                                          \
+	48 /* both kinds of map and the Swiss table are read up to their last field that counts              \
+	    */
+#define GO_MAP_TABLE 32
+
+/* A word of what lies in scratch, at an offset within GO_MAP_HEAD. */
+static __always_inline __u64 go_map_word(const __u8 *scratch, __u32 offset)
+{
+	if (offset > GO_MAP_HEAD - sizeof(__u64))
+		return 0;
+	return *(__u64 *)(scratch + offset);
+}
+
 /* Walks the header map for traceparent and user-agent; scratch holds GO_MAP_GROUP_MAX bytes. */
 static __always_inline void go_scan_headers(const struct go_map_layout *m, __u8 *scratch,
 					    struct go_headers *out)
@@ -181,23 +195,25 @@ static __always_inline void go_scan_headers(const struct go_map_layout *m, __u8 
 	__u64 groups, old = 0, n, at;
 	__u32 i;
 
-	if (m->kind == GO_MAP_NONE || !out->map)
+	if (m->kind == GO_MAP_NONE || !out->map || !zs_read(scratch, GO_MAP_HEAD, out->map))
 		return;
-	groups = zs_read_u64(out->map, m->groups);
+	groups = go_map_word(scratch, m->groups);
 	if (!groups)
 		return;
+	n = go_map_word(scratch, m->count);
 	if (m->kind == GO_MAP_SWISS) {
-		n = zs_read_u64(out->map, m->count);
 		if (n == 0) { /* a small map: dirPtr is the only group */
 			n = 1;
 		} else { /* dirPtr is an array of tables; headers fit into the first */
 			at = zs_read_u64(groups, 0);
-			groups = zs_read_u64(at, m->table_groups);
-			n = zs_read_u64(at, m->table_mask) + 1;
+			if (!at || !zs_read(scratch, GO_MAP_TABLE, at))
+				return;
+			groups = go_map_word(scratch, m->table_groups);
+			n = go_map_word(scratch, m->table_mask) + 1;
 		}
 	} else {
-		n = 1ULL << (zs_read_u8(out->map, m->count) & 63);
-		old = zs_read_u64(out->map, m->old_groups);
+		out->buckets = n = 1ULL << (n & 63); /* hmap.B is one byte; more than 2^63 buckets are none */
+		old = go_map_word(scratch, m->old_groups);
 	}
 	for (i = 0, at = groups; i < GO_MAP_GROUPS_MAX; i++) {
 		go_scan_group(m, scratch, at, out);
@@ -216,7 +232,9 @@ static __always_inline void go_scan_headers(const struct go_map_layout *m, __u8 
 				break;
 			/* A growing map: what has not moved yet is in the old buckets. */
 			at = groups = old;
-			n = 1ULL << ((zs_read_u8(out->map, m->count) - 1) & 63);
+			n = out->buckets / 2;
+			if (n == 0)
+				break;
 			old = 0;
 			continue;
 		}

@@ -25,8 +25,10 @@ enum zs_flag {
 	ZS_FLAG_TRACEPARENT = 1 << 0, /* trace_id and parent_id came from the caller */
 	ZS_FLAG_PANIC = 1 << 1,
 	ZS_FLAG_GOEXIT = 1 << 2,
-	ZS_FLAG_TRUNCATED = 1 << 3, /* some string was longer than its bound */
-	ZS_FLAG_FAULT = 1 << 4,	    /* some read of the target's memory failed */
+	ZS_FLAG_TRUNCATED = 1 << 3,    /* some string was longer than its bound */
+	ZS_FLAG_FAULT = 1 << 4,	       /* some read of the target's memory failed */
+	ZS_FLAG_EXTRA_USED = 1 << 5,   /* an extra site told what the end would not have known */
+	ZS_FLAG_EXTRA_MISSED = 1 << 6, /* an extra site could have told what the end did not know */
 };
 
 /* The head of every record; what follows it belongs to the instrumentor. */
@@ -40,10 +42,12 @@ struct zs_head {
 	__u16 flags; /* enum zs_flag */
 	__u8 trace_flags;
 	__u8 pad[3];
-	__u8 trace_id[16];
+	__u8 trace_id[16]; /* aligned to 8 bytes, as are the others */
 	__u8 span_id[8];
 	__u8 parent_id[8];
 };
+
+_Static_assert(offsetof(struct zs_head, trace_id) % 8 == 0, "ids are written as words");
 
 struct zs_key {
 	__u64 task;
@@ -120,6 +124,7 @@ struct {
 
 /* Set by the agent before the programs are loaded. */
 const volatile __u16 zs_instrumentor;
+const volatile __u64 zs_seed[2]; /* random */
 const volatile __u64
     zs_bounds[ZS_MAX_BOUNDS]; /* ns, upper bounds of the duration histogram; 0 ends the list */
 
@@ -176,20 +181,28 @@ static __always_inline __u8 zs_read_u8(__u64 base, __u32 offset)
 	return value;
 }
 
-static __always_inline void zs_random(void *dst, __u32 words)
+/* The finaliser of splitmix64: a bijection whose outputs look random. */
+static __always_inline __u64 zs_mix(__u64 x)
 {
-	__u32 *w = dst;
-
-	for (__u32 i = 0; i < words; i++)
-		w[i] = bpf_get_prandom_u32();
+	x = (x ^ x >> 30) * 0xbf58476d1ce4e5b9;
+	x = (x ^ x >> 27) * 0x94d049bb133111eb;
+	return x ^ x >> 31;
 }
 
-/* Gives the call an identity: a span id always, a trace id unless the caller sent one. */
+/*
+ * Gives the call an identity: a span id always, a trace id unless the caller
+ * sent one. Both come from what is unique to the call, mixed with the agent's
+ * seed: six calls of bpf_get_prandom_u32 cost more than the mixing.
+ */
 static __always_inline void zs_identify(struct zs_head *head)
 {
-	zs_random(head->span_id, 2);
-	if (!(head->flags & ZS_FLAG_TRACEPARENT))
-		zs_random(head->trace_id, 4);
+	__u64 id = zs_mix(zs_mix(head->start ^ zs_seed[0]) ^ ((__u64)head->tgid << 32 ^ head->task));
+
+	*(__u64 *)head->span_id = zs_mix(id + 1);
+	if (head->flags & ZS_FLAG_TRACEPARENT)
+		return;
+	*(__u64 *)head->trace_id = zs_mix(id ^ zs_seed[1]);
+	*(__u64 *)(head->trace_id + 8) = zs_mix(id + zs_seed[1]);
 }
 
 /* Keeps the compiler from proving a bound away that the verifier has to see. */

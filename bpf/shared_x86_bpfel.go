@@ -86,11 +86,13 @@ type SharedZsFallbackValue struct {
 type SharedZsFlag uint32
 
 const (
-	SharedZsFlagZS_FLAG_TRACEPARENT SharedZsFlag = 1
-	SharedZsFlagZS_FLAG_PANIC       SharedZsFlag = 2
-	SharedZsFlagZS_FLAG_GOEXIT      SharedZsFlag = 4
-	SharedZsFlagZS_FLAG_TRUNCATED   SharedZsFlag = 8
-	SharedZsFlagZS_FLAG_FAULT       SharedZsFlag = 16
+	SharedZsFlagZS_FLAG_TRACEPARENT  SharedZsFlag = 1
+	SharedZsFlagZS_FLAG_PANIC        SharedZsFlag = 2
+	SharedZsFlagZS_FLAG_GOEXIT       SharedZsFlag = 4
+	SharedZsFlagZS_FLAG_TRUNCATED    SharedZsFlag = 8
+	SharedZsFlagZS_FLAG_FAULT        SharedZsFlag = 16
+	SharedZsFlagZS_FLAG_EXTRA_USED   SharedZsFlag = 32
+	SharedZsFlagZS_FLAG_EXTRA_MISSED SharedZsFlag = 64
 )
 
 type SharedZsHead struct {
@@ -125,6 +127,7 @@ const (
 	SharedVarUnusedRuntime  = "unused_runtime"
 	SharedVarZsBounds       = "zs_bounds"
 	SharedVarZsInstrumentor = "zs_instrumentor"
+	SharedVarZsSeed         = "zs_seed"
 )
 
 // LoadShared returns the embedded CollectionSpec for Shared.
@@ -193,6 +196,7 @@ type SharedVariableSpecs struct {
 	UnusedRuntime  *ebpf.VariableSpec `ebpf:"unused_runtime"`
 	ZsBounds       *ebpf.VariableSpec `ebpf:"zs_bounds"`
 	ZsInstrumentor *ebpf.VariableSpec `ebpf:"zs_instrumentor"`
+	ZsSeed         *ebpf.VariableSpec `ebpf:"zs_seed"`
 }
 
 // SharedObjects contains all objects after they have been loaded into the kernel.
@@ -242,6 +246,7 @@ type SharedVariables struct {
 	UnusedRuntime  *ebpf.Variable `ebpf:"unused_runtime"`
 	ZsBounds       *ebpf.Variable `ebpf:"zs_bounds"`
 	ZsInstrumentor *ebpf.Variable `ebpf:"zs_instrumentor"`
+	ZsSeed         *ebpf.Variable `ebpf:"zs_seed"`
 }
 
 // SharedPrograms contains all programs after they have been loaded into the kernel.

@@ -69,6 +69,11 @@ type Site struct {
 	// OnlyWith: the site is needed only if one of these functions was compiled
 	// in; it costs a hit, so it is left out otherwise.
 	OnlyWith []string
+
+	// Adaptive: whether the site is needed shows in the traffic. It is detached
+	// when many calls did without it (their records lack ZS_FLAG_EXTRA_USED) and
+	// attached again when one would have used it (ZS_FLAG_EXTRA_MISSED).
+	Adaptive bool
 }
 
 // Required names the group without which an instrumentor is not attached.

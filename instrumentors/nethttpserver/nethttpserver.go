@@ -55,7 +55,7 @@ func init() {
 			{Program: "h2_std_start", Group: groupH2Handler, Role: instrumentors.Start, At: offsets.AtEntry(),
 				Symbols:  []string{internalH2 + ".(*serverConn).runHandler"},
 				OnlyWith: []string{xnetH2 + ".(*Server).ServeConn"}},
-			{Program: "mux_found", Group: groupMux, Role: instrumentors.Extra,
+			{Program: "mux_found", Group: groupMux, Role: instrumentors.Extra, Adaptive: true,
 				At:      offsets.AtCheckAfterCall("net/http.(*ServeMux).findHandler", x86asm.RCX, x86asm.RDI),
 				Symbols: []string{"net/http.(*ServeMux).ServeHTTP"},
 				OnlyWith: []string{"net/http.(*Request).WithContext", "net/http.(*Request).Clone", "net/http.StripPrefix.func1",
@@ -105,6 +105,7 @@ func layout(b *offsets.Binary, attached func(string) bool) (any, []offsets.Field
 		offsets.Field{Into: &l.ResponseClientGone, Loses: "clients that went away",
 			Paths: []string{"net/http.response.closeNotifyTriggered", "net/http.response.didCloseNotify"}},
 	)
+	l.ResponseSpan = min(b.Size("net/http.response"), responseMax)
 	h2 := func(h *h2Layout, group string, prefixes ...string) {
 		h.Ended = 0
 		if !attached(group) {
@@ -138,6 +139,9 @@ func layout(b *offsets.Binary, attached func(string) bool) (any, []offsets.Field
 // requestMax is REQUEST_MAX of probe.bpf.c: how much of a request is read at
 // once. net/http.Request has 248 to 272 bytes from Go 1.18 to 1.27.
 const requestMax = 320
+
+// responseMax is RESPONSE_MAX of probe.bpf.c.
+const responseMax = 280
 
 // The layouts below are those of probe.bpf.c as bpf2go nests them.
 type (

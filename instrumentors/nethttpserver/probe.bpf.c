@@ -17,18 +17,22 @@ char LICENSE[] SEC("license") = "Dual BSD/GPL";
 #define USER_AGENT_MAX 160
 #define PATTERN_MAX    128
 #define PANIC_MAX      64
-#define DATA_MAX       768
+#define DATA_MAX       904
 
 /* While the request is read, the tail of data holds what is being looked at. */
-#define SCRATCH_AT  (METHOD_MAX + PATH_MAX_ + HOST_MAX + REMOTE_MAX)
-#define REQUEST_MAX 320
-#define HEADERS_AT  (SCRATCH_AT + GO_MAP_GROUP_MAX)
+#define SCRATCH_AT   (METHOD_MAX + PATH_MAX_ + HOST_MAX + REMOTE_MAX)
+#define REQUEST_MAX  320
+#define RESPONSE_AT  (SCRATCH_AT + USER_AGENT_MAX + PATTERN_MAX)
+#define RESPONSE_MAX 280
+#define HEADERS_AT   (SCRATCH_AT + GO_MAP_GROUP_MAX)
 
 _Static_assert(HEADERS_AT % 8 == 0 && HEADERS_AT + sizeof(struct go_headers) <= DATA_MAX,
 	       "a map group fits too");
 _Static_assert(SCRATCH_AT + REQUEST_MAX + 16 <= HEADERS_AT,
 	       "what a blank entry has behind the request stays zero");
 _Static_assert(SCRATCH_AT + USER_AGENT_MAX + PATTERN_MAX + PANIC_MAX <= DATA_MAX, "all strings fit");
+_Static_assert(RESPONSE_AT % 8 == 0 && RESPONSE_AT + RESPONSE_MAX + 8 <= DATA_MAX,
+	       "a response fits behind them");
 
 enum outcome {
 	OUTCOME_OPEN,
@@ -50,12 +54,14 @@ struct call {
 	__u8 tls;
 	__u8 proto_major, proto_minor;
 	__u8 pattern_of_child; /* the pattern was seen on a goroutine that this one started */
+	__u8 client_gone;
+	__u8 pad[7];
 	__u16 method_len, path_len, host_len, remote_len, user_agent_len, pattern_len, panic_len;
 	__u16 data_len;
 	__u8 data[DATA_MAX]; /* the strings in the order of their lengths */
 };
 
-_Static_assert(offsetof(struct call, data) == 128, "the record has no holes that Go does not know");
+_Static_assert(offsetof(struct call, data) == 136, "the record has no holes that Go does not know");
 
 /* net/http.Request and net/http/internal/http2.ServerRequest, which have the same fields. */
 struct request_layout {
@@ -78,6 +84,7 @@ struct layout {
 	struct go_runtime_layout rt;
 	__u32 url_path;
 	__u32 response_status, response_written, response_wrote_header, response_client_gone;
+	__u32 response_span; /* sizeof(response) */
 };
 
 #define STREAM_CLOSED 4 /* stateClosed of both HTTP/2 servers */
@@ -192,8 +199,16 @@ static __always_inline int begin(struct pt_regs *ctx, __u64 writer, __u64 reques
 	if (!l || go_is_stack_growth(ctx, cookie))
 		return 0;
 	key = go_key(ctx, &l->rt);
-	c = bpf_map_lookup_elem(&calls, &key);
-	if (c) {
+	c = bpf_map_lookup_elem(&blank, &zero);
+	if (!c)
+		return 0;
+	if (bpf_map_update_elem(&calls, &key, c, BPF_NOEXIST)) {
+		c = bpf_map_lookup_elem(&calls, &key);
+		if (!c) {
+			zs_count(ZS_STARTED);
+			zs_count(ZS_EVICTED);
+			return 0;
+		}
 		/* A server that wraps another reports one request twice: same writer. */
 		if (c->writer == writer) {
 			if (!h2_request)
@@ -201,16 +216,11 @@ static __always_inline int begin(struct pt_regs *ctx, __u64 writer, __u64 reques
 			return 0;
 		}
 		zs_count(ZS_MISSED_END);
-		bpf_map_delete_elem(&calls, &key);
+		c = bpf_map_lookup_elem(&blank, &zero);
+		if (!c || bpf_map_update_elem(&calls, &key, c, BPF_EXIST))
+			return 0;
 	}
-	c = bpf_map_lookup_elem(&blank, &zero);
-	if (!c)
-		return 0;
 	zs_count(ZS_STARTED);
-	if (bpf_map_update_elem(&calls, &key, c, BPF_ANY)) {
-		zs_count(ZS_EVICTED);
-		return 0;
-	}
 	c = bpf_map_lookup_elem(&calls, &key);
 	if (!c)
 		return 0;
@@ -242,18 +252,34 @@ static __always_inline void read_panic(struct call *c, const __u64 arg[2])
 	c->panic_len = append(c, &message, PANIC_MAX);
 }
 
+/*
+ * The pattern that ServeMux stored in the request that the server made. Where
+ * middleware copied it, only mux_found knows; the agent learns from the flags
+ * whether that site is worth its price.
+ */
+static __always_inline void read_pattern(struct call *c, const struct layout *l)
+{
+	struct go_string pattern = {};
+
+	if (l->request.pattern != ZS_ABSENT && c->request)
+		zs_read(&pattern, sizeof(pattern), c->request + l->request.pattern);
+	if (c->pattern_len) {
+		if (!pattern.len)
+			c->head.flags |= ZS_FLAG_EXTRA_USED;
+		return;
+	}
+	c->pattern_len = append(c, &pattern, PATTERN_MAX);
+	if (!c->pattern_len && c->status != 404)
+		c->head.flags |= ZS_FLAG_EXTRA_MISSED;
+}
+
 static __always_inline void finish(struct call *c, struct zs_key *key, const struct layout *l,
 				   const __u64 *panic)
 {
 	__u32 size;
 
 	c->head.end = bpf_ktime_get_ns();
-	if (!c->pattern_len && l->request.pattern != ZS_ABSENT && c->request) {
-		struct go_string pattern = {};
-
-		zs_read(&pattern, sizeof(pattern), c->request + l->request.pattern);
-		c->pattern_len = append(c, &pattern, PATTERN_MAX);
-	}
+	read_pattern(c, l);
 	if (panic)
 		read_panic(c, panic);
 	size = offsetof(struct call, data) + c->data_len;
@@ -263,11 +289,25 @@ static __always_inline void finish(struct call *c, struct zs_key *key, const str
 	bpf_map_delete_elem(&calls, key);
 }
 
+static __always_inline __u64 response_word(const __u8 *scratch, __u32 offset)
+{
+	if (offset > RESPONSE_MAX)
+		offset = RESPONSE_MAX;
+	return *(__u64 *)(scratch + offset);
+}
+
+/* What a *response knows; one read is cheaper than one a field. */
 static __always_inline void read_response(struct call *c, const struct layout *l)
 {
-	c->wrote_header = zs_read_u8(c->writer, l->response_wrote_header);
-	c->status = zs_read_u64(c->writer, l->response_status);
-	c->written = zs_read_u64(c->writer, l->response_written);
+	__u8 *scratch = c->data + RESPONSE_AT;
+	__u32 size = l->response_span;
+
+	if (size > RESPONSE_MAX || !zs_read(scratch, size, c->writer))
+		return;
+	c->wrote_header = response_word(scratch, l->response_wrote_header) & 1;
+	c->status = response_word(scratch, l->response_status);
+	c->written = response_word(scratch, l->response_written);
+	c->client_gone = response_word(scratch, l->response_client_gone) & 1;
 }
 
 /* func (sh serverHandler) ServeHTTP(rw ResponseWriter, req *Request) */
@@ -295,7 +335,7 @@ int finish_request(struct pt_regs *ctx)
 		return 0;
 	}
 	read_response(c, l);
-	c->outcome = zs_read_u8(c->writer, l->response_client_gone) ? OUTCOME_CLIENT_GONE : OUTCOME_RETURNED;
+	c->outcome = c->client_gone ? OUTCOME_CLIENT_GONE : OUTCOME_RETURNED;
 	finish(c, &key, l, NULL);
 	return 0;
 }

@@ -41,6 +41,8 @@ type serverCall struct {
 	ProtoMajor     uint8
 	ProtoMinor     uint8
 	PatternOfChild uint8
+	ClientGone     uint8
+	Pad            [7]uint8
 	MethodLen      uint16
 	PathLen        uint16
 	HostLen        uint16
@@ -49,7 +51,7 @@ type serverCall struct {
 	PatternLen     uint16
 	PanicLen       uint16
 	DataLen        uint16
-	Data           [768]uint8
+	Data           [904]uint8
 }
 
 type serverH2Layout struct {
@@ -96,6 +98,7 @@ type serverLayout struct {
 	ResponseWritten     uint32
 	ResponseWroteHeader uint32
 	ResponseClientGone  uint32
+	ResponseSpan        uint32
 }
 
 type serverOutcome uint32
@@ -176,6 +179,7 @@ const (
 	serverVarUnusedOutcome  = "unused_outcome"
 	serverVarZsBounds       = "zs_bounds"
 	serverVarZsInstrumentor = "zs_instrumentor"
+	serverVarZsSeed         = "zs_seed"
 )
 
 // loadServer returns the embedded CollectionSpec for server.
@@ -252,6 +256,7 @@ type serverVariableSpecs struct {
 	UnusedOutcome  *ebpf.VariableSpec `ebpf:"unused_outcome"`
 	ZsBounds       *ebpf.VariableSpec `ebpf:"zs_bounds"`
 	ZsInstrumentor *ebpf.VariableSpec `ebpf:"zs_instrumentor"`
+	ZsSeed         *ebpf.VariableSpec `ebpf:"zs_seed"`
 }
 
 // serverObjects contains all objects after they have been loaded into the kernel.
@@ -304,6 +309,7 @@ type serverVariables struct {
 	UnusedOutcome  *ebpf.Variable `ebpf:"unused_outcome"`
 	ZsBounds       *ebpf.Variable `ebpf:"zs_bounds"`
 	ZsInstrumentor *ebpf.Variable `ebpf:"zs_instrumentor"`
+	ZsSeed         *ebpf.Variable `ebpf:"zs_seed"`
 }
 
 // serverPrograms contains all programs after they have been loaded into the kernel.
