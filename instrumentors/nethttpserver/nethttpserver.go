@@ -81,7 +81,7 @@ func layout(b *offsets.Binary, attached func(string) bool) (any, []offsets.Field
 	request := func(r *requestLayout, typ string, pattern bool) {
 		fields = append(fields,
 			offsets.Field{Into: &r.Method, Paths: []string{typ + ".Method"}, Required: true},
-			offsets.Field{Into: &r.Url, Paths: []string{typ + ".URL"}, Loses: "url.path"},
+			offsets.Field{Into: &r.RequestUri, Paths: []string{typ + ".RequestURI"}, Loses: "url.path"},
 			offsets.Field{Into: &r.ProtoMajor, Paths: []string{typ + ".ProtoMajor"}, Required: true},
 			offsets.Field{Into: &r.ProtoMinor, Paths: []string{typ + ".ProtoMinor"}, Loses: "network.protocol.version"},
 			offsets.Field{Into: &r.Header, Paths: []string{typ + ".Header"}, Loses: "traceparent and user-agent"},
@@ -98,7 +98,6 @@ func layout(b *offsets.Binary, attached func(string) bool) (any, []offsets.Field
 	}
 	request((*requestLayout)(unsafe.Pointer(&l.Request)), "net/http.Request", true)
 	fields = append(fields,
-		offsets.Field{Into: &l.UrlPath, Paths: []string{"net/url.URL.Path"}, Loses: "url.path"},
 		offsets.Field{Into: &l.ResponseStatus, Paths: []string{"net/http.response.status"}, Required: true},
 		offsets.Field{Into: &l.ResponseWritten, Paths: []string{"net/http.response.written"}, Loses: "http.response.body.size"},
 		offsets.Field{Into: &l.ResponseWroteHeader, Paths: []string{"net/http.response.wroteHeader"}, Loses: "the status of calls that panic"},
@@ -170,7 +169,9 @@ func decode(raw []byte, c *telemetry.Call) error {
 		data = data[n:]
 		return telemetry.CleanUTF8(s)
 	}
-	method, path, host, remote := next(r.MethodLen), next(r.PathLen), next(r.HostLen), next(r.RemoteLen)
+	method := next(r.MethodLen)
+	next(uint16(r.Gap))
+	path, host, remote := pathOf(next(r.TargetLen)), next(r.HostLen), next(r.RemoteLen)
 	userAgent, pattern, panicked := next(r.UserAgentLen), next(r.PatternLen), next(r.PanicLen)
 	if bad {
 		return errMalformed
@@ -330,6 +331,25 @@ func statusText(status int) string {
 		return statusTexts[status-500]
 	}
 	return strconv.Itoa(status)
+}
+
+// pathOf cuts the path out of a request target (RFC 9112, section 3.2), which is
+// "/path?query", "http://host/path?query", "host:port" (CONNECT) or "*".
+func pathOf(target string) string {
+	if i := strings.IndexAny(target, "?#"); i >= 0 {
+		target = target[:i]
+	}
+	if strings.HasPrefix(target, "/") || target == "*" {
+		return target
+	}
+	if i := strings.Index(target, "://"); i >= 0 {
+		target = target[i+3:]
+		if i := strings.IndexByte(target, '/'); i >= 0 {
+			return target[i:]
+		}
+		return "/"
+	}
+	return ""
 }
 
 // routeOf strips method and host from a http.ServeMux pattern:

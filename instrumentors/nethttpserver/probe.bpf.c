@@ -11,7 +11,7 @@
 char LICENSE[] SEC("license") = "Dual BSD/GPL";
 
 #define METHOD_MAX     16
-#define PATH_MAX_      192
+#define TARGET_MAX     192
 #define HOST_MAX       64
 #define REMOTE_MAX     56
 #define USER_AGENT_MAX 160
@@ -20,7 +20,7 @@ char LICENSE[] SEC("license") = "Dual BSD/GPL";
 #define DATA_MAX       904
 
 /* While the request is read, the tail of data holds what is being looked at. */
-#define SCRATCH_AT   (METHOD_MAX + PATH_MAX_ + HOST_MAX + REMOTE_MAX)
+#define SCRATCH_AT   (METHOD_MAX + TARGET_MAX + HOST_MAX + REMOTE_MAX)
 #define REQUEST_MAX  320
 #define RESPONSE_AT  (SCRATCH_AT + USER_AGENT_MAX + PATTERN_MAX)
 #define RESPONSE_MAX 280
@@ -55,8 +55,9 @@ struct call {
 	__u8 proto_major, proto_minor;
 	__u8 pattern_of_child; /* the pattern was seen on a goroutine that this one started */
 	__u8 client_gone;
-	__u8 pad[7];
-	__u16 method_len, path_len, host_len, remote_len, user_agent_len, pattern_len, panic_len;
+	__u8 gap; /* bytes between method and request target, which were read in one go */
+	__u8 pad[6];
+	__u16 method_len, target_len, host_len, remote_len, user_agent_len, pattern_len, panic_len;
 	__u16 data_len;
 	__u8 data[DATA_MAX]; /* the strings in the order of their lengths */
 };
@@ -65,7 +66,8 @@ _Static_assert(offsetof(struct call, data) == 136, "the record has no holes that
 
 /* net/http.Request and net/http/internal/http2.ServerRequest, which have the same fields. */
 struct request_layout {
-	__u32 method, url, proto_major, proto_minor, header, content_length, host, remote_addr, tls, pattern;
+	__u32 method, request_uri, proto_major, proto_minor, header, content_length, host, remote_addr, tls,
+	    pattern;
 	__u32 span; /* bytes from the struct's start that hold all of these but pattern */
 };
 
@@ -82,7 +84,6 @@ struct layout {
 	struct h2_layout h2_std, h2_xnet;
 	struct go_map_layout header;
 	struct go_runtime_layout rt;
-	__u32 url_path;
 	__u32 response_status, response_written, response_wrote_header, response_client_gone;
 	__u32 response_span; /* sizeof(response) */
 };
@@ -152,9 +153,8 @@ static __always_inline bool read_request(struct call *c, const struct layout *l,
 {
 	__u8 *scratch = c->data + SCRATCH_AT;
 	struct go_headers *headers = (void *)(c->data + HEADERS_AT);
-	struct go_string method, host, remote, path = {};
+	struct go_string method, target, host, remote;
 	__u32 span = rl->span;
-	__u64 url;
 
 	if (span > REQUEST_MAX || !zs_read(scratch, span, c->request)) {
 		c->head.flags |= ZS_FLAG_FAULT;
@@ -163,20 +163,32 @@ static __always_inline bool read_request(struct call *c, const struct layout *l,
 	method = text(scratch, rl->method);
 	host = text(scratch, rl->host);
 	remote = text(scratch, rl->remote_addr);
-	url = word(scratch, rl->url);
+	target = text(scratch, rl->request_uri);
 	headers->map = word(scratch, rl->header);
 	c->content_length = rl->content_length == ZS_ABSENT ? -1 : word(scratch, rl->content_length);
 	c->proto_major = word(scratch, rl->proto_major);
 	c->proto_minor = word(scratch, rl->proto_minor);
 	c->tls = word(scratch, rl->tls) != 0;
-	if (url && l->url_path != ZS_ABSENT)
-		zs_read(&path, sizeof(path), url + l->url_path);
+	/*
+	 * In HTTP/1 both are parts of the request line, "GET /path?query HTTP/1.1":
+	 * one read instead of two. The query is cut off before anybody sees it.
+	 */
+	if (method.len && method.len < METHOD_MAX && target.ptr == method.ptr + method.len + 1) {
+		struct go_string line = {.ptr = method.ptr, .len = method.len + 1 + target.len};
+		__u16 len = append(c, &line, METHOD_MAX + TARGET_MAX);
 
-	c->method_len = append(c, &method, METHOD_MAX);
+		if (len > method.len) {
+			c->method_len = method.len;
+			c->gap = 1;
+			c->target_len = len - method.len - 1;
+		}
+	} else {
+		c->method_len = append(c, &method, METHOD_MAX);
+		c->target_len = append(c, &target, TARGET_MAX);
+	}
 	/* The preface of an HTTP/2 connection with prior knowledge is no request. */
 	if (c->method_len == 3 && c->data[0] == 'P' && c->data[1] == 'R' && c->data[2] == 'I')
 		return false;
-	c->path_len = append(c, &path, PATH_MAX_);
 	c->host_len = append(c, &host, HOST_MAX);
 	c->remote_len = append(c, &remote, REMOTE_MAX);
 

@@ -42,9 +42,10 @@ type serverCall struct {
 	ProtoMinor     uint8
 	PatternOfChild uint8
 	ClientGone     uint8
-	Pad            [7]uint8
+	Gap            uint8
+	Pad            [6]uint8
 	MethodLen      uint16
-	PathLen        uint16
+	TargetLen      uint16
 	HostLen        uint16
 	RemoteLen      uint16
 	UserAgentLen   uint16
@@ -93,7 +94,6 @@ type serverLayout struct {
 		PanicGoexit  uint32
 		PanicArg     uint32
 	}
-	UrlPath             uint32
 	ResponseStatus      uint32
 	ResponseWritten     uint32
 	ResponseWroteHeader uint32
@@ -114,7 +114,7 @@ const (
 type serverRequestLayout struct {
 	_             structs.HostLayout
 	Method        uint32
-	Url           uint32
+	RequestUri    uint32
 	ProtoMajor    uint32
 	ProtoMinor    uint32
 	Header        uint32
