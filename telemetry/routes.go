@@ -29,7 +29,7 @@ const (
 func (g *routeGuesser) guess(path string) string {
 	n := &g.root
 	for depth := 0; ; depth++ {
-		path = strings.TrimPrefix(path, "/")
+		path = strings.TrimLeft(path, "/")
 		if path == "" {
 			break
 		}

@@ -31,15 +31,16 @@ type attachCmd struct {
 
 // output is the flags that say where telemetry goes; shared by attach and demo.
 type output struct {
-	OTLPEndpoint  string   `name:"otlp-endpoint" help:"Send spans and metrics there by OTLP over gRPC." placeholder:"URL"`
-	Traces        bool     `help:"Export spans." default:"true" negatable:""`
-	Metrics       bool     `help:"Export metrics." default:"true" negatable:""`
-	Print         string   `help:"Print calls on standard output: text, json or none (default: text if nothing else takes them)." enum:"text,json,none,"  default:"" placeholder:"FORMAT"`
-	MetricsListen string   `help:"Serve Prometheus metrics on this address." placeholder:"ADDR"`
-	HealthListen  string   `help:"Serve /healthz and /readyz on this address." placeholder:"ADDR"`
-	Sample        *float64 `help:"Export this share of traces; metrics count every call." placeholder:"RATIO"`
-	ServiceName   string   `help:"Name of the service, with one target." placeholder:"NAME"`
-	RingSize      uint32   `help:"Size of the ring buffer in bytes, a power of two." default:"4194304" hidden:""`
+	OTLPEndpoint  string        `name:"otlp-endpoint" help:"Send spans and metrics there by OTLP over gRPC." placeholder:"URL"`
+	Traces        bool          `help:"Export spans." default:"true" negatable:""`
+	Metrics       bool          `help:"Export metrics." default:"true" negatable:""`
+	Print         string        `help:"Print calls on standard output: text, json or none (default: text if nothing else takes them)." enum:"text,json,none,"  default:"" placeholder:"FORMAT"`
+	MetricsListen string        `help:"Serve Prometheus metrics on this address." placeholder:"ADDR"`
+	HealthListen  string        `help:"Serve /healthz and /readyz on this address." placeholder:"ADDR"`
+	Sample        *float64      `help:"Export this share of traces; metrics count every call." placeholder:"RATIO"`
+	ServiceName   string        `help:"Name of the service, with one target." placeholder:"NAME"`
+	StuckAfter    time.Duration `help:"List calls that are open for longer." default:"30s"`
+	RingSize      uint32        `help:"Size of the ring buffer in bytes, a power of two." default:"4194304" hidden:""`
 }
 
 func (c *attachCmd) Run(s *streams, log *slog.Logger, ctx bindContext) error {
@@ -73,7 +74,7 @@ func (o *output) trace(ctx context.Context, s *streams, log *slog.Logger, cfg ag
 	if err != nil {
 		return err
 	}
-	cfg.Log, cfg.RingSize, cfg.Service = log, o.RingSize, o.ServiceName
+	cfg.Log, cfg.RingSize, cfg.Service, cfg.StuckAfter = log, o.RingSize, o.ServiceName, o.StuckAfter
 	if cfg.Service == "" {
 		cfg.Service = os.Getenv("OTEL_SERVICE_NAME")
 	}

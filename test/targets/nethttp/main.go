@@ -21,6 +21,7 @@ import (
 	"runtime"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"time"
 )
 
@@ -76,7 +77,10 @@ func routes() *http.ServeMux {
 		time.Sleep(time.Duration(ms) * time.Millisecond)
 		io.WriteString(w, "slow")
 	})
+	var waiting int32
+	handle("/waiting", func(w http.ResponseWriter, r *http.Request) { fmt.Fprintln(w, atomic.LoadInt32(&waiting)) })
 	handle("/wait", func(w http.ResponseWriter, r *http.Request) {
+		atomic.AddInt32(&waiting, 1)
 		<-r.Context().Done()
 		w.WriteHeader(499)
 	})
