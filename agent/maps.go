@@ -49,7 +49,7 @@ func (s *shared) replacements() map[string]*ebpf.Map {
 func (s *shared) close() {
 	for _, m := range []*ebpf.Map{s.ring, s.counts, s.control, s.fallback} {
 		if m != nil {
-			m.Close()
+			_ = m.Close() // only a file descriptor
 		}
 	}
 }
@@ -197,7 +197,7 @@ func (l *loaded) program(name string) (*ebpf.Program, error) {
 
 func (l *loaded) close() {
 	for _, p := range l.programs {
-		p.Close()
+		_ = p.Close()
 	}
 	if l.base != nil {
 		l.base.Close()

@@ -55,7 +55,7 @@ func Plan(p *procdiscovery.Process) (plans []PlanResult, goVersion string, id bi
 	if err != nil {
 		return nil, goVersion, id, fmt.Errorf("%s: %w", p.Exe, err)
 	}
-	defer b.Close()
+	defer func() { _ = b.Close() }()
 	for _, spec := range instrumentors.All() {
 		r := PlanResult{Spec: spec}
 		err := b.Guard(func() (err error) {
@@ -100,7 +100,7 @@ func (a *Agent) attach(ctx context.Context, p *procdiscovery.Process) error {
 	var attached []string
 	var failed error
 	for _, r := range plans {
-		if errors.Is(r.Err, instrumentors.ErrAbsent) {
+		if errors.Is(r.Err, instrumentors.ErrAbsent) || errors.Is(r.Err, offsets.ErrNotGo) {
 			continue
 		}
 		err := r.Err

@@ -70,7 +70,7 @@ func Open(f *os.File) (_ *Binary, err error) {
 	}
 	b := &Binary{data: data}
 	if err := b.Guard(b.parse); err != nil {
-		b.Close()
+		_ = b.Close()
 		return nil, err
 	}
 	return b, nil

@@ -170,7 +170,7 @@ func (b *Binary) moduledata(pclntab Addr) (Addr, error) {
 			at++
 		}
 	}
-	return 0, errors.New("Go module data not found")
+	return 0, errors.New("the Go runtime's module data was not found")
 }
 
 // nameOffset returns where name starts in the table of names, or -1.

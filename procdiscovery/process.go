@@ -162,12 +162,12 @@ func (p *Process) WaitExit(ctx context.Context) error {
 		}
 		return fmt.Errorf("watch process %d: %w", p.PID, err)
 	}
-	defer unix.Close(fd)
+	defer func() { _ = unix.Close(fd) }()
 	stop, err := unix.Eventfd(0, unix.EFD_CLOEXEC)
 	if err != nil {
 		return err
 	}
-	defer unix.Close(stop)
+	defer func() { _ = unix.Close(stop) }()
 	if !p.Alive() {
 		return nil // the PID was reused before the pidfd was opened
 	}
@@ -189,7 +189,9 @@ func (p *Process) WaitExit(ctx context.Context) error {
 		return err
 	case <-ctx.Done():
 		wake()
-		<-finished
+		if err := <-finished; err != nil {
+			return err
+		}
 		return ctx.Err()
 	}
 }

@@ -108,6 +108,24 @@ struct {
 	__type(value, struct layout);
 } layouts SEC(".maps");
 
+/*
+ * Requests that golang.org/x/net serves over HTTP/2 after an "Upgrade: h2c":
+ * they began as an HTTP/1 call, which was hijacked for it. The header map is the
+ * one thing that both have in common in all versions.
+ */
+struct upgrade_key {
+	__u64 header;
+	__u32 tgid;
+	__u32 pad;
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 1024);
+	__type(key, struct upgrade_key);
+	__type(value, __u8);
+} upgraded SEC(".maps");
+
 /* What a new entry starts as: there is no stack or per-CPU memory of that size. */
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
@@ -199,7 +217,14 @@ static __always_inline bool read_request(struct call *c, const struct layout *l,
 	return true;
 }
 
-static __always_inline int begin(struct pt_regs *ctx, __u64 writer, __u64 request, bool h2_request)
+/* Where a start was seen: the request's type, and whether it must be HTTP/2, follow from it. */
+enum begin_at {
+	BEGIN_HANDLER,	 /* net/http's own: *http.Request, any version */
+	BEGIN_H2_XNET,	 /* *http.Request */
+	BEGIN_H2_SERVER, /* *http2.ServerRequest */
+};
+
+static __always_inline int begin(struct pt_regs *ctx, __u64 writer, __u64 request, enum begin_at at)
 {
 	__u64 cookie = bpf_get_attach_cookie(ctx);
 	const struct layout *l = layout_of(cookie);
@@ -223,7 +248,7 @@ static __always_inline int begin(struct pt_regs *ctx, __u64 writer, __u64 reques
 		}
 		/* A server that wraps another reports one request twice: same writer. */
 		if (c->writer == writer) {
-			if (!h2_request)
+			if (at != BEGIN_H2_SERVER)
 				c->request = request;
 			return 0;
 		}
@@ -243,12 +268,23 @@ static __always_inline int begin(struct pt_regs *ctx, __u64 writer, __u64 reques
 	c->head.instrumentor = zs_instrumentor;
 	c->writer = writer;
 	c->request = request;
-	rl = h2_request ? &l->h2_request : &l->request;
+	rl = at == BEGIN_H2_SERVER ? &l->h2_request : &l->request;
 	if (!read_request(c, l, rl) || (c->proto_major == 2 && !l->h2_std.ended && !l->h2_xnet.ended)) {
 		zs_count(ZS_SKIPPED);
 		bpf_map_delete_elem(&calls, &key);
 		return 0;
 	}
+	if (at != BEGIN_HANDLER && c->proto_major == 1) {
+		struct upgrade_key upgrade = {
+		    .header = ((struct go_headers *)(c->data + HEADERS_AT))->map,
+		    .tgid = key.tgid,
+		};
+		__u8 one = 1;
+
+		bpf_map_update_elem(&upgraded, &upgrade, &one, BPF_ANY);
+	}
+	if (at == BEGIN_H2_SERVER)
+		c->request = 0; /* it has no pattern; a *http.Request may follow */
 	zs_identify(&c->head);
 	return 0;
 }
@@ -326,7 +362,7 @@ static __always_inline void read_response(struct call *c, const struct layout *l
 SEC("uprobe")
 int serve_http(struct pt_regs *ctx)
 {
-	return begin(ctx, GO_R2(ctx), GO_R3(ctx), false);
+	return begin(ctx, GO_R2(ctx), GO_R3(ctx), BEGIN_HANDLER);
 }
 
 /* func (w *response) finishRequest() */
@@ -372,6 +408,18 @@ int conn_served(struct pt_regs *ctx)
 	if (!c)
 		return 0;
 	unwinding = go_unwinding(ctx, &l->rt, arg);
+	if (!unwinding) {
+		struct upgrade_key upgrade = {
+		    .header = zs_read_u64(c->request, l->request.header),
+		    .tgid = key.tgid,
+		};
+
+		if (bpf_map_delete_elem(&upgraded, &upgrade) == 0) {
+			zs_count(ZS_SKIPPED);
+			bpf_map_delete_elem(&calls, &key);
+			return 0;
+		}
+	}
 	read_response(c, l);
 	c->outcome = unwinding ? OUTCOME_UNWOUND : OUTCOME_HIJACKED;
 	c->head.flags |= unwinding;
@@ -433,7 +481,7 @@ int h2_xnet_end(struct pt_regs *ctx)
 SEC("uprobe")
 int h2_xnet_start(struct pt_regs *ctx)
 {
-	return begin(ctx, GO_R1(ctx), GO_R2(ctx), false);
+	return begin(ctx, GO_R1(ctx), GO_R2(ctx), BEGIN_H2_XNET);
 }
 
 /* net/http/internal/http2: func (sc *serverConn) runHandler(rw *responseWriter, req *ServerRequest, handler)
@@ -441,7 +489,7 @@ int h2_xnet_start(struct pt_regs *ctx)
 SEC("uprobe")
 int h2_std_start(struct pt_regs *ctx)
 {
-	return begin(ctx, GO_R1(ctx), GO_R2(ctx), true);
+	return begin(ctx, GO_R1(ctx), GO_R2(ctx), BEGIN_H2_SERVER);
 }
 
 /*

@@ -126,6 +126,13 @@ type serverRequestLayout struct {
 	Span          uint32
 }
 
+type serverUpgradeKey struct {
+	_      structs.HostLayout
+	Header uint64
+	Tgid   uint32
+	Pad    uint32
+}
+
 type serverZsControl struct {
 	_        structs.HostLayout
 	Sleeping uint32
@@ -162,6 +169,7 @@ const (
 	serverMapBlank          = "blank"
 	serverMapCalls          = "calls"
 	serverMapLayouts        = "layouts"
+	serverMapUpgraded       = "upgraded"
 	serverMapZsCounts       = "zs_counts"
 	serverMapZsCtl          = "zs_ctl"
 	serverMapZsFallback     = "zs_fallback"
@@ -241,6 +249,7 @@ type serverMapSpecs struct {
 	Blank      *ebpf.MapSpec `ebpf:"blank"`
 	Calls      *ebpf.MapSpec `ebpf:"calls"`
 	Layouts    *ebpf.MapSpec `ebpf:"layouts"`
+	Upgraded   *ebpf.MapSpec `ebpf:"upgraded"`
 	ZsCounts   *ebpf.MapSpec `ebpf:"zs_counts"`
 	ZsCtl      *ebpf.MapSpec `ebpf:"zs_ctl"`
 	ZsFallback *ebpf.MapSpec `ebpf:"zs_fallback"`
@@ -282,6 +291,7 @@ type serverMaps struct {
 	Blank      *ebpf.Map `ebpf:"blank"`
 	Calls      *ebpf.Map `ebpf:"calls"`
 	Layouts    *ebpf.Map `ebpf:"layouts"`
+	Upgraded   *ebpf.Map `ebpf:"upgraded"`
 	ZsCounts   *ebpf.Map `ebpf:"zs_counts"`
 	ZsCtl      *ebpf.Map `ebpf:"zs_ctl"`
 	ZsFallback *ebpf.Map `ebpf:"zs_fallback"`
@@ -293,6 +303,7 @@ func (m *serverMaps) Close() error {
 		m.Blank,
 		m.Calls,
 		m.Layouts,
+		m.Upgraded,
 		m.ZsCounts,
 		m.ZsCtl,
 		m.ZsFallback,

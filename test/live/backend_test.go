@@ -66,8 +66,7 @@ func TestJaeger(t *testing.T) {
 	cmd := exec.Command(jaeger, "--collector.otlp.grpc.host-port", port(otlp), "--collector.otlp.http.host-port", port(freePort(t)),
 		"--query.http-server.host-port", port(query), "--query.grpc-server.host-port", port(freePort(t)), "--admin.http.host-port", port(admin),
 		"--collector.grpc-server.host-port", port(freePort(t)), "--collector.http-server.host-port", port(freePort(t)),
-		"--processor.jaeger-compact.server-host-port", port(freePort(t)), "--processor.jaeger-binary.server-host-port", port(freePort(t)),
-		"--processor.zipkin-compact.server-host-port", port(freePort(t)), "--http-server.host-port", port(freePort(t)), "--log-level", "error")
+		"--log-level", "error")
 	cmd.Env = append(os.Environ(), "SPAN_STORAGE_TYPE=memory")
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)

@@ -5,7 +5,6 @@ package live
 
 import (
 	"bufio"
-	"context"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -303,10 +302,4 @@ func (z *tracer) balance() (started, completed, open, exported int) {
 	}
 	num := func(i int) int { n, _ := strconv.Atoi(m[i]); return n }
 	return num(1), num(2), num(3), num(6)
-}
-
-func withTimeout(t *testing.T) context.Context {
-	ctx, cancel := context.WithTimeout(context.Background(), patience)
-	t.Cleanup(cancel)
-	return ctx
 }

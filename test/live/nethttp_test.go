@@ -13,8 +13,6 @@ import (
 	"strings"
 	"testing"
 	"time"
-
-	"golang.org/x/net/http2"
 )
 
 // toolchains are the Go versions whose binaries must be traceable.
@@ -212,14 +210,13 @@ var outcomes = []outcome{
 }
 
 func newSession(t *testing.T, plain, secure string) *session {
+	cleartext := new(http.Protocols)
+	cleartext.SetUnencryptedHTTP2(true)
 	s := &session{
 		plain: plain, secure: secure,
-		h1: &http.Client{Transport: &http.Transport{DisableKeepAlives: true}},
-		h2: &http.Client{Transport: &http.Transport{ForceAttemptHTTP2: true, TLSClientConfig: &tls.Config{InsecureSkipVerify: true}}},
-		h2c: &http.Client{Transport: &http2.Transport{AllowHTTP: true,
-			DialTLSContext: func(ctx context.Context, network, addr string, _ *tls.Config) (net.Conn, error) {
-				return (&net.Dialer{}).DialContext(ctx, network, addr)
-			}}},
+		h1:  &http.Client{Transport: &http.Transport{DisableKeepAlives: true}},
+		h2:  &http.Client{Transport: &http.Transport{ForceAttemptHTTP2: true, TLSClientConfig: &tls.Config{InsecureSkipVerify: true}}},
+		h2c: &http.Client{Transport: &http.Transport{Protocols: cleartext}},
 	}
 	t.Cleanup(func() { s.h1.CloseIdleConnections(); s.h2.CloseIdleConnections(); s.h2c.CloseIdleConnections() })
 	return s
@@ -294,25 +291,13 @@ func (o outcome) check(t *testing.T, c call, goVersion string) {
 	}
 }
 
-// checkOutcomes sends every outcome and requires exactly its call.
-func checkOutcomes(t *testing.T, b build, list []outcome, z func(pid int) *tracer) {
-	p := start(t, b.make(t))
-	tr := z(p.Process.Pid)
-	s := newSession(t, p.words[1], p.words[2])
+// checkCalls requires exactly one call for each outcome.
+func checkCalls(t *testing.T, calls []call, sent []outcome, check func(outcome, call)) {
+	t.Helper()
 	want := map[string]outcome{}
-	for _, o := range list {
-		if o.since > 0 && !atLeast(b.goVersion, o.since) {
-			continue
-		}
-		s.name = o.name
-		o.send(t, s)
+	for _, o := range sent {
 		want[o.name] = o
 	}
-	// A malformed request and an unmet expectation give no call.
-	exchange(t, s.plain, "400", "NONSENSE\r\n\r\n")
-	exchange(t, s.plain, "417", "POST /echo HTTP/1.1\r\nHost: x\r\nExpect: miracles\r\nContent-Length: 1\r\n\r\n")
-	tr.waitCalls(len(want))
-	calls := tr.stop()
 	ids := map[string]bool{}
 	for _, c := range calls {
 		name := strings.TrimPrefix(c.str("user_agent.original"), "outcome/")
@@ -326,11 +311,33 @@ func checkOutcomes(t *testing.T, b build, list []outcome, z func(pid int) *trace
 			t.Errorf("%s: span id %s is not unique", name, c.SpanID)
 		}
 		ids[c.SpanID] = true
-		o.check(t, c, b.goVersion)
+		check(o, c)
 	}
 	for name := range want {
 		t.Errorf("no call for %s", name)
 	}
+}
+
+// checkOutcomes sends every outcome and requires exactly its call.
+func checkOutcomes(t *testing.T, b build, list []outcome, z func(pid int) *tracer) {
+	p := start(t, b.make(t))
+	tr := z(p.Process.Pid)
+	s := newSession(t, p.words[1], p.words[2])
+	var sent []outcome
+	for _, o := range list {
+		if o.since > 0 && !atLeast(b.goVersion, o.since) {
+			continue
+		}
+		s.name = o.name
+		o.send(t, s)
+		sent = append(sent, o)
+	}
+	// A malformed request and an unmet expectation give no call.
+	exchange(t, s.plain, "400", "NONSENSE, LONGER THAN THE PREFACE OF HTTP/2\r\n\r\n")
+	exchange(t, s.plain, "417", "POST /echo HTTP/1.1\r\nHost: x\r\nExpect: miracles\r\nContent-Length: 1\r\n\r\n")
+	tr.waitCalls(len(sent))
+	calls := tr.stop()
+	checkCalls(t, calls, sent, func(o outcome, c call) { o.check(t, c, b.goVersion) })
 	// One caller, traced-late, said that it does not sample.
 	if started, completed, open, exported := tr.balance(); started != len(calls) || completed != len(calls) || open != 0 || exported != len(calls)-1 {
 		t.Errorf("balance: started %d completed %d open %d exported %d, want %d calls", started, completed, open, exported, len(calls))

@@ -1,0 +1,3 @@
+module github.com/zerospan/zerospan/test/targets/xnet
+
+go 1.18
