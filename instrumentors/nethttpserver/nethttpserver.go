@@ -35,7 +35,17 @@ func init() {
 		Title:   "Go net/http servers",
 		Library: "net/http",
 		Docs: []string{
-			"Go 1.18 to 1.27; HTTP/1.1, HTTP/2 over TLS and h2c (bundled, golang.org/x/net/http2, net/http/internal/http2)",
+			"Go 1.18 to 1.27, amd64; normal, stripped (`-s -w`), position-independent and cgo binaries",
+			"HTTP/1.0, HTTP/1.1, HTTP/2 over TLS and in clear text: bundled, `golang.org/x/net/http2`, `net/http/internal/http2`",
+			"attributes: `http.request.method`, `http.route` (Go 1.22 on; from `http.ServeMux`, also behind middleware that copies the request), " +
+				"`url.path`, `url.scheme`, `http.response.status_code`, `http.request.body.size` where the request declares it, " +
+				"`http.response.body.size`, `server.address`, `server.port`, `client.address`, `network.protocol.version`, " +
+				"`user_agent.original`, `error.type`; an incoming `traceparent` is the parent",
+			"`error.type`: the status from 500 on, `panic`, `http.ErrAbortHandler`, `runtime.Goexit`, `client_disconnected`",
+			"`zerospan.http.hijacked`: the handler took the connection; what it answered is not known",
+			"`zerospan.route.guess`: where there is no `http.route`, what the path looks like; never in metrics",
+			"at most 192 bytes of the request target, 160 of the user agent, 128 of the pattern; query strings are cut off",
+			"not seen: requests that net/http itself refuses (400, 417), handlers called without a server",
 		},
 		Load: loadServer,
 		Sites: []instrumentors.Site{
