@@ -332,7 +332,7 @@ func (a *Agent) OpenCalls() []telemetry.OpenCalls {
 		err := l.eachOpen(func(_ []byte, head *bpf.SharedZsHead, raw []byte) {
 			t := a.byID[head.Target]
 			c.Reset()
-			if t == nil || head.Start == 0 || l.spec.Decode(raw, &c) != nil {
+			if t == nil || l.spec.Decode(raw, &c) != nil {
 				return
 			}
 			attrs := cloneAttrs(c.Attrs[:l.spec.Active])

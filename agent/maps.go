@@ -109,19 +109,35 @@ func (a *Agent) takeFallback() {
 	}
 }
 
-// openEntry is a call that is open, as the map holds it. raw is only valid
-// during the visit.
-func (l *loaded) eachOpen(visit func(key []byte, head *bpf.SharedZsHead, raw []byte)) error {
+// eachEntry visits the entries of the map of calls: those that are open, and
+// those that a task keeps for its next one (head.Start is 0). raw and key are
+// only valid during the visit. Afterwards the programs' own count of entries is
+// set right: what user space deletes, they don't see.
+func (l *loaded) eachEntry(visit func(key []byte, head *bpf.SharedZsHead, raw []byte)) error {
 	key := make([]byte, l.calls.KeySize())
 	value := make([]byte, l.calls.ValueSize())
+	n := uint64(0)
 	it := l.calls.Iterate()
 	for it.Next(&key, &value) {
+		n++
 		visit(key, (*bpf.SharedZsHead)(unsafe.Pointer(unsafe.SliceData(value))), value)
 	}
-	if err := it.Err(); err != nil && !errors.Is(err, ebpf.ErrIterationAborted) {
+	if err := it.Err(); err != nil {
+		if errors.Is(err, ebpf.ErrIterationAborted) { // too much came and went meanwhile
+			return nil
+		}
 		return fmt.Errorf("read open calls: %w", err)
 	}
-	return nil
+	return l.base.Maps["zs_entries"].Put(uint32(0), n)
+}
+
+// eachOpen visits the calls that are open.
+func (l *loaded) eachOpen(visit func(key []byte, head *bpf.SharedZsHead, raw []byte)) error {
+	return l.eachEntry(func(key []byte, head *bpf.SharedZsHead, raw []byte) {
+		if head.Start != 0 {
+			visit(key, head, raw)
+		}
+	})
 }
 
 // loaded is an instrumentor whose maps exist; its programs are loaded when the
@@ -151,6 +167,9 @@ func (a *Agent) load(spec *instrumentors.Spec, number uint16) (*loaded, error) {
 		return nil, err
 	}
 	if err := coll.Variables["zs_seed"].Set([2]uint64{rand.Uint64(), rand.Uint64()}); err != nil {
+		return nil, err
+	}
+	if err := coll.Variables["zs_keep_below"].Set(uint64(a.cfg.MaxOpenCalls / 2)); err != nil {
 		return nil, err
 	}
 	var bounds [16]uint64

@@ -259,17 +259,21 @@ func (a *Agent) abandon(id uint32, reason string) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	for _, l := range a.loaded {
-		var keys [][]byte
-		err := l.eachOpen(func(key []byte, head *bpf.SharedZsHead, _ []byte) {
+		type entry struct {
+			key  []byte
+			open bool
+		}
+		var entries []entry
+		err := l.eachEntry(func(key []byte, head *bpf.SharedZsHead, _ []byte) {
 			if head.Target == id {
-				keys = append(keys, append([]byte(nil), key...))
+				entries = append(entries, entry{append([]byte(nil), key...), head.Start != 0})
 			}
 		})
 		if err != nil {
 			a.log.Warn("open calls could not be closed", "error", err)
 		}
-		for _, k := range keys {
-			if l.calls.Delete(k) == nil {
+		for _, e := range entries {
+			if l.calls.Delete(e.key) == nil && e.open {
 				a.abandoned[reason]++
 			}
 		}
@@ -289,7 +293,7 @@ func (a *Agent) sweep(now time.Time) {
 	for _, l := range a.loaded {
 		err := l.eachOpen(func(key []byte, head *bpf.SharedZsHead, raw []byte) {
 			start := a.clock.unix(head.Start)
-			if head.Start == 0 || now.UnixNano()-start < limit.Nanoseconds() {
+			if now.UnixNano()-start < limit.Nanoseconds() {
 				return
 			}
 			k := string(key) + fmt.Sprint(head.Start)

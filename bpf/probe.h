@@ -122,9 +122,23 @@ struct {
 	__type(value, struct zs_fallback_value);
 } zs_fallback SEC(".maps");
 
+/*
+ * A task that runs one call after another (the goroutine of an HTTP/1
+ * connection) can keep its entry in the instrumentor's map "calls" between them,
+ * with head.start 0: to make and delete one costs a tenth of a call. Only while
+ * the map is less than half full: who idles must not displace calls.
+ */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, __u64); /* entries in calls; the agent corrects it, since it deletes some */
+} zs_entries SEC(".maps");
+
 /* Set by the agent before the programs are loaded. */
 const volatile __u16 zs_instrumentor;
-const volatile __u64 zs_seed[2]; /* random */
+const volatile __u64 zs_seed[2];    /* random */
+const volatile __u64 zs_keep_below; /* entries may be kept while there are fewer */
 const volatile __u64
     zs_bounds[ZS_MAX_BOUNDS]; /* ns, upper bounds of the duration histogram; 0 ends the list */
 

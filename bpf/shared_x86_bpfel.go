@@ -117,6 +117,7 @@ type SharedZsHead struct {
 const (
 	SharedMapZsCounts       = "zs_counts"
 	SharedMapZsCtl          = "zs_ctl"
+	SharedMapZsEntries      = "zs_entries"
 	SharedMapZsFallback     = "zs_fallback"
 	SharedMapZsRing         = "zs_ring"
 	SharedVarUnusedCounter  = "unused_counter"
@@ -127,6 +128,7 @@ const (
 	SharedVarUnusedRuntime  = "unused_runtime"
 	SharedVarZsBounds       = "zs_bounds"
 	SharedVarZsInstrumentor = "zs_instrumentor"
+	SharedVarZsKeepBelow    = "zs_keep_below"
 	SharedVarZsSeed         = "zs_seed"
 )
 
@@ -180,6 +182,7 @@ type SharedProgramSpecs struct {
 type SharedMapSpecs struct {
 	ZsCounts   *ebpf.MapSpec `ebpf:"zs_counts"`
 	ZsCtl      *ebpf.MapSpec `ebpf:"zs_ctl"`
+	ZsEntries  *ebpf.MapSpec `ebpf:"zs_entries"`
 	ZsFallback *ebpf.MapSpec `ebpf:"zs_fallback"`
 	ZsRing     *ebpf.MapSpec `ebpf:"zs_ring"`
 }
@@ -196,6 +199,7 @@ type SharedVariableSpecs struct {
 	UnusedRuntime  *ebpf.VariableSpec `ebpf:"unused_runtime"`
 	ZsBounds       *ebpf.VariableSpec `ebpf:"zs_bounds"`
 	ZsInstrumentor *ebpf.VariableSpec `ebpf:"zs_instrumentor"`
+	ZsKeepBelow    *ebpf.VariableSpec `ebpf:"zs_keep_below"`
 	ZsSeed         *ebpf.VariableSpec `ebpf:"zs_seed"`
 }
 
@@ -221,6 +225,7 @@ func (o *SharedObjects) Close() error {
 type SharedMaps struct {
 	ZsCounts   *ebpf.Map `ebpf:"zs_counts"`
 	ZsCtl      *ebpf.Map `ebpf:"zs_ctl"`
+	ZsEntries  *ebpf.Map `ebpf:"zs_entries"`
 	ZsFallback *ebpf.Map `ebpf:"zs_fallback"`
 	ZsRing     *ebpf.Map `ebpf:"zs_ring"`
 }
@@ -229,6 +234,7 @@ func (m *SharedMaps) Close() error {
 	return _SharedClose(
 		m.ZsCounts,
 		m.ZsCtl,
+		m.ZsEntries,
 		m.ZsFallback,
 		m.ZsRing,
 	)
@@ -246,6 +252,7 @@ type SharedVariables struct {
 	UnusedRuntime  *ebpf.Variable `ebpf:"unused_runtime"`
 	ZsBounds       *ebpf.Variable `ebpf:"zs_bounds"`
 	ZsInstrumentor *ebpf.Variable `ebpf:"zs_instrumentor"`
+	ZsKeepBelow    *ebpf.Variable `ebpf:"zs_keep_below"`
 	ZsSeed         *ebpf.Variable `ebpf:"zs_seed"`
 }
 

@@ -134,6 +134,29 @@ struct {
 	__type(value, struct call);
 } blank SEC(".maps");
 
+static __always_inline __u64 *entries(void)
+{
+	__u32 zero = 0;
+
+	return bpf_map_lookup_elem(&zs_entries, &zero);
+}
+
+static __always_inline void forget(const struct zs_key *key)
+{
+	__u64 *n = entries();
+
+	if (bpf_map_delete_elem(&calls, key) == 0 && n)
+		__sync_fetch_and_add(n, -1);
+}
+
+/* The entry of the call that the key's goroutine runs, if it runs one. */
+static __always_inline struct call *running(const struct zs_key *key)
+{
+	struct call *c = bpf_map_lookup_elem(&calls, key);
+
+	return c && c->head.start ? c : NULL;
+}
+
 static __always_inline const struct layout *layout_of(__u64 cookie)
 {
 	__u32 index = zs_cookie_layout(cookie);
@@ -232,35 +255,40 @@ static __always_inline int begin(struct pt_regs *ctx, __u64 writer, __u64 reques
 	struct zs_key key;
 	struct call *c;
 	__u32 zero = 0;
+	__u64 *n;
 
 	if (!l || go_is_stack_growth(ctx, cookie))
 		return 0;
 	key = go_key(ctx, &l->rt);
-	c = bpf_map_lookup_elem(&blank, &zero);
-	if (!c)
-		return 0;
-	if (bpf_map_update_elem(&calls, &key, c, BPF_NOEXIST)) {
-		c = bpf_map_lookup_elem(&calls, &key);
-		if (!c) {
-			zs_count(ZS_STARTED);
+	c = bpf_map_lookup_elem(&calls, &key);
+	if (!c) {
+		c = bpf_map_lookup_elem(&blank, &zero);
+		if (!c)
+			return 0;
+		zs_count(ZS_STARTED);
+		if (bpf_map_update_elem(&calls, &key, c, BPF_ANY)) {
 			zs_count(ZS_EVICTED);
 			return 0;
 		}
-		/* A server that wraps another reports one request twice: same writer. */
-		if (c->writer == writer) {
+		c = bpf_map_lookup_elem(&calls, &key);
+		n = entries();
+		if (!c || !n)
+			return 0;
+		__sync_fetch_and_add(n, 1);
+	} else {
+		if (c->head.start && c->writer == writer) {
+			/* A server that wraps another reports one request twice. */
 			if (at != BEGIN_H2_SERVER)
 				c->request = request;
 			return 0;
 		}
-		zs_count(ZS_MISSED_END);
-		c = bpf_map_lookup_elem(&blank, &zero);
-		if (!c || bpf_map_update_elem(&calls, &key, c, BPF_EXIST))
-			return 0;
+		if (c->head.start)
+			zs_count(ZS_MISSED_END);
+		zs_count(ZS_STARTED);
+		__builtin_memset(c, 0, offsetof(struct call, data));
+		__builtin_memset(c->data + SCRATCH_AT + REQUEST_MAX, 0, 16);
+		__builtin_memset(c->data + HEADERS_AT, 0, sizeof(struct go_headers));
 	}
-	zs_count(ZS_STARTED);
-	c = bpf_map_lookup_elem(&calls, &key);
-	if (!c)
-		return 0;
 	c->head.start = bpf_ktime_get_ns();
 	c->head.task = key.task;
 	c->head.tgid = key.tgid;
@@ -271,7 +299,7 @@ static __always_inline int begin(struct pt_regs *ctx, __u64 writer, __u64 reques
 	rl = at == BEGIN_H2_SERVER ? &l->h2_request : &l->request;
 	if (!read_request(c, l, rl) || (c->proto_major == 2 && !l->h2_std.ended && !l->h2_xnet.ended)) {
 		zs_count(ZS_SKIPPED);
-		bpf_map_delete_elem(&calls, &key);
+		forget(&key);
 		return 0;
 	}
 	if (at != BEGIN_HANDLER && c->proto_major == 1) {
@@ -322,9 +350,10 @@ static __always_inline void read_pattern(struct call *c, const struct layout *l)
 }
 
 static __always_inline void finish(struct call *c, struct zs_key *key, const struct layout *l,
-				   const __u64 *panic)
+				   const __u64 *panic, bool keep)
 {
 	__u32 size;
+	__u64 *n;
 
 	c->head.end = bpf_ktime_get_ns();
 	read_pattern(c, l);
@@ -334,7 +363,13 @@ static __always_inline void finish(struct call *c, struct zs_key *key, const str
 	if (size > sizeof(*c))
 		size = sizeof(*c);
 	zs_emit(&c->head, size, c->status / 100, c->status >= 500 || c->outcome >= OUTCOME_UNWOUND);
-	bpf_map_delete_elem(&calls, key);
+	n = keep ? entries() : NULL;
+	if (n && *n < zs_keep_below) {
+		c->head.start = 0;
+		c->writer = 0;
+	} else {
+		forget(key);
+	}
 }
 
 static __always_inline __u64 response_word(const __u8 *scratch, __u32 offset)
@@ -384,7 +419,7 @@ int finish_request(struct pt_regs *ctx)
 	}
 	read_response(c, l);
 	c->outcome = c->client_gone ? OUTCOME_CLIENT_GONE : OUTCOME_RETURNED;
-	finish(c, &key, l, NULL);
+	finish(c, &key, l, NULL, true);
 	return 0;
 }
 
@@ -407,6 +442,10 @@ int conn_served(struct pt_regs *ctx)
 	c = bpf_map_lookup_elem(&calls, &key);
 	if (!c)
 		return 0;
+	if (!c->head.start) { /* the connection ends between requests */
+		forget(&key);
+		return 0;
+	}
 	unwinding = go_unwinding(ctx, &l->rt, arg);
 	if (!unwinding) {
 		struct upgrade_key upgrade = {
@@ -416,14 +455,14 @@ int conn_served(struct pt_regs *ctx)
 
 		if (bpf_map_delete_elem(&upgraded, &upgrade) == 0) {
 			zs_count(ZS_SKIPPED);
-			bpf_map_delete_elem(&calls, &key);
+			forget(&key);
 			return 0;
 		}
 	}
 	read_response(c, l);
 	c->outcome = unwinding ? OUTCOME_UNWOUND : OUTCOME_HIJACKED;
 	c->head.flags |= unwinding;
-	finish(c, &key, l, arg);
+	finish(c, &key, l, arg, false);
 	return 0;
 }
 
@@ -441,7 +480,7 @@ static __always_inline int h2_end(struct pt_regs *ctx, bool xnet)
 		return 0;
 	h2 = xnet ? &l->h2_xnet : &l->h2_std;
 	key = go_key(ctx, &l->rt);
-	c = bpf_map_lookup_elem(&calls, &key);
+	c = running(&key);
 	if (!c) {
 		zs_count(ZS_UNMATCHED_END);
 		return 0;
@@ -461,7 +500,7 @@ static __always_inline int h2_end(struct pt_regs *ctx, bool xnet)
 		if (!unwinding && !head && stream && zs_read_u8(stream, h2->stream_state) == STREAM_CLOSED)
 			c->outcome = OUTCOME_CLIENT_GONE;
 	}
-	finish(c, &key, l, arg);
+	finish(c, &key, l, arg, false);
 	return 0;
 }
 
@@ -509,13 +548,13 @@ int mux_found(struct pt_regs *ctx)
 	if (!l || pattern.len == 0)
 		return 0;
 	key = go_key(ctx, &l->rt);
-	c = bpf_map_lookup_elem(&calls, &key);
+	c = running(&key);
 	if (!c) {
 		/* http.TimeoutHandler runs its handler on a goroutine of its own. */
 		if (l->rt.g_parent_goid == ZS_ABSENT)
 			return 0;
 		key.task = zs_read_u64(GO_G(ctx), l->rt.g_parent_goid);
-		c = bpf_map_lookup_elem(&calls, &key);
+		c = running(&key);
 		if (!c)
 			return 0;
 		c->pattern_of_child = 1;

@@ -172,6 +172,7 @@ const (
 	serverMapUpgraded       = "upgraded"
 	serverMapZsCounts       = "zs_counts"
 	serverMapZsCtl          = "zs_ctl"
+	serverMapZsEntries      = "zs_entries"
 	serverMapZsFallback     = "zs_fallback"
 	serverMapZsRing         = "zs_ring"
 	serverProgConnServed    = "conn_served"
@@ -187,6 +188,7 @@ const (
 	serverVarUnusedOutcome  = "unused_outcome"
 	serverVarZsBounds       = "zs_bounds"
 	serverVarZsInstrumentor = "zs_instrumentor"
+	serverVarZsKeepBelow    = "zs_keep_below"
 	serverVarZsSeed         = "zs_seed"
 )
 
@@ -252,6 +254,7 @@ type serverMapSpecs struct {
 	Upgraded   *ebpf.MapSpec `ebpf:"upgraded"`
 	ZsCounts   *ebpf.MapSpec `ebpf:"zs_counts"`
 	ZsCtl      *ebpf.MapSpec `ebpf:"zs_ctl"`
+	ZsEntries  *ebpf.MapSpec `ebpf:"zs_entries"`
 	ZsFallback *ebpf.MapSpec `ebpf:"zs_fallback"`
 	ZsRing     *ebpf.MapSpec `ebpf:"zs_ring"`
 }
@@ -265,6 +268,7 @@ type serverVariableSpecs struct {
 	UnusedOutcome  *ebpf.VariableSpec `ebpf:"unused_outcome"`
 	ZsBounds       *ebpf.VariableSpec `ebpf:"zs_bounds"`
 	ZsInstrumentor *ebpf.VariableSpec `ebpf:"zs_instrumentor"`
+	ZsKeepBelow    *ebpf.VariableSpec `ebpf:"zs_keep_below"`
 	ZsSeed         *ebpf.VariableSpec `ebpf:"zs_seed"`
 }
 
@@ -294,6 +298,7 @@ type serverMaps struct {
 	Upgraded   *ebpf.Map `ebpf:"upgraded"`
 	ZsCounts   *ebpf.Map `ebpf:"zs_counts"`
 	ZsCtl      *ebpf.Map `ebpf:"zs_ctl"`
+	ZsEntries  *ebpf.Map `ebpf:"zs_entries"`
 	ZsFallback *ebpf.Map `ebpf:"zs_fallback"`
 	ZsRing     *ebpf.Map `ebpf:"zs_ring"`
 }
@@ -306,6 +311,7 @@ func (m *serverMaps) Close() error {
 		m.Upgraded,
 		m.ZsCounts,
 		m.ZsCtl,
+		m.ZsEntries,
 		m.ZsFallback,
 		m.ZsRing,
 	)
@@ -320,6 +326,7 @@ type serverVariables struct {
 	UnusedOutcome  *ebpf.Variable `ebpf:"unused_outcome"`
 	ZsBounds       *ebpf.Variable `ebpf:"zs_bounds"`
 	ZsInstrumentor *ebpf.Variable `ebpf:"zs_instrumentor"`
+	ZsKeepBelow    *ebpf.Variable `ebpf:"zs_keep_below"`
 	ZsSeed         *ebpf.Variable `ebpf:"zs_seed"`
 }
 
