@@ -100,6 +100,12 @@ struct go_headers {
 	__u64 buckets;
 	struct go_string traceparent;
 	struct go_string user_agent;
+	/*
+	 * The address of the last User-Agent key, if known: canonical names are constants
+	 * of the program (net/textproto and http2 intern them), so that the same address
+	 * need not be read again.
+	 */
+	__u64 user_agent_key;
 };
 
 #define GO_HEADER_TRACEPARENT_LEN 11
@@ -166,10 +172,17 @@ static __noinline int go_scan_group(const struct go_map_layout *m, __u8 *scratch
 			    strings)
 				zs_read(&out->traceparent, sizeof(out->traceparent), strings);
 		} else {
+			if (key.ptr == out->user_agent_key) {
+				if (strings)
+					zs_read(&out->user_agent, sizeof(out->user_agent), strings);
+				continue;
+			}
 			if (zs_read(name, GO_HEADER_USER_AGENT_LEN, key.ptr) &&
 			    name[0] == 0x6567412d72657355 /* User-Age */ && name[1] == 0x746e /* nt */ &&
-			    strings)
+			    strings) {
 				zs_read(&out->user_agent, sizeof(out->user_agent), strings);
+				out->user_agent_key = key.ptr;
+			}
 		}
 	}
 	return 0;

@@ -179,9 +179,9 @@ func decode(raw []byte, c *telemetry.Call) error {
 		data = data[n:]
 		return telemetry.CleanUTF8(s)
 	}
-	method := next(r.MethodLen)
+	remote, method := next(r.RemoteLen), next(r.MethodLen)
 	next(uint16(r.Gap))
-	path, host, remote := pathOf(next(r.TargetLen)), next(r.HostLen), next(r.RemoteLen)
+	path, host := pathOf(next(r.TargetLen)), next(r.HostLen)
 	userAgent, pattern, panicked := next(r.UserAgentLen), next(r.PatternLen), next(r.PanicLen)
 	if bad {
 		return errMalformed

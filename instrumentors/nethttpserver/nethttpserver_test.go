@@ -22,7 +22,7 @@ func record(t testing.TB, r serverCall, method, target, host, remote, userAgent,
 	}
 	raw := b.Bytes()[:headSize]
 	gap := bytes.Repeat([]byte{' '}, int(r.Gap))
-	for _, s := range []string{method, string(gap), target, host, remote, userAgent, pattern, panicked} {
+	for _, s := range []string{remote, method, string(gap), target, host, userAgent, pattern, panicked} {
 		raw = append(raw, s...)
 	}
 	return raw

@@ -56,10 +56,14 @@ struct call {
 	__u8 pattern_of_child; /* the pattern was seen on a goroutine that this one started */
 	__u8 client_gone;
 	__u8 gap; /* bytes between method and request target, which were read in one go */
-	__u8 pad[6];
-	__u16 method_len, target_len, host_len, remote_len, user_agent_len, pattern_len, panic_len;
+	__u8 head_method;
+	__u8 pad[5];
+	__u16 remote_len, method_len, target_len, host_len, user_agent_len, pattern_len, panic_len;
 	__u16 data_len;
 	__u8 data[DATA_MAX]; /* the strings in the order of their lengths */
+	/* What stays true from one request of a connection to the next; not part of the record. */
+	__u64 remote_ptr;     /* whose text is at the start of data */
+	__u64 user_agent_key; /* the address of the header's name, which net/http has once */
 };
 
 _Static_assert(offsetof(struct call, data) == 136, "the record has no holes that Go does not know");
@@ -195,7 +199,7 @@ static __always_inline bool read_request(struct call *c, const struct layout *l,
 	__u8 *scratch = c->data + SCRATCH_AT;
 	struct go_headers *headers = (void *)(c->data + HEADERS_AT);
 	struct go_string method, target, host, remote;
-	__u32 span = rl->span;
+	__u32 span = rl->span, first;
 
 	if (span > REQUEST_MAX || !zs_read(scratch, span, c->request)) {
 		c->head.flags |= ZS_FLAG_FAULT;
@@ -210,6 +214,13 @@ static __always_inline bool read_request(struct call *c, const struct layout *l,
 	c->proto_major = word(scratch, rl->proto_major);
 	c->proto_minor = word(scratch, rl->proto_minor);
 	c->tls = word(scratch, rl->tls) != 0;
+	/* A connection has one string for its peer: read once. */
+	c->data_len = c->remote_len;
+	if (remote.ptr != c->remote_ptr) {
+		c->data_len = 0;
+		c->remote_len = append(c, &remote, REMOTE_MAX);
+		c->remote_ptr = remote.ptr;
+	}
 	/*
 	 * In HTTP/1 both are parts of the request line, "GET /path?query HTTP/1.1":
 	 * one read instead of two. The query is cut off before anybody sees it.
@@ -227,13 +238,20 @@ static __always_inline bool read_request(struct call *c, const struct layout *l,
 		c->method_len = append(c, &method, METHOD_MAX);
 		c->target_len = append(c, &target, TARGET_MAX);
 	}
-	/* The preface of an HTTP/2 connection with prior knowledge is no request. */
-	if (c->method_len == 3 && c->data[0] == 'P' && c->data[1] == 'R' && c->data[2] == 'I')
-		return false;
-	c->host_len = append(c, &host, HOST_MAX);
-	c->remote_len = append(c, &remote, REMOTE_MAX);
+	first = c->remote_len;
+	if (first <= REMOTE_MAX) {
+		__u8 *m = c->data + first;
 
+		/* The preface of an HTTP/2 connection with prior knowledge is no request. */
+		if (c->method_len == 3 && m[0] == 'P' && m[1] == 'R' && m[2] == 'I')
+			return false;
+		c->head_method = c->method_len == 4 && m[0] == 'H' && m[1] == 'E';
+	}
+	c->host_len = append(c, &host, HOST_MAX);
+
+	headers->user_agent_key = c->user_agent_key;
 	go_scan_headers(&l->header, scratch, headers);
+	c->user_agent_key = headers->user_agent_key;
 	if (headers->traceparent.len)
 		go_adopt_traceparent(&c->head, &headers->traceparent, scratch);
 	c->user_agent_len = append(c, &headers->user_agent, USER_AGENT_MAX);
@@ -255,6 +273,7 @@ static __always_inline int begin(struct pt_regs *ctx, __u64 writer, __u64 reques
 	struct zs_key key;
 	struct call *c;
 	__u32 zero = 0;
+	__u16 kept;
 	__u64 *n;
 
 	if (!l || go_is_stack_growth(ctx, cookie))
@@ -285,7 +304,9 @@ static __always_inline int begin(struct pt_regs *ctx, __u64 writer, __u64 reques
 		if (c->head.start)
 			zs_count(ZS_MISSED_END);
 		zs_count(ZS_STARTED);
+		kept = c->remote_len;
 		__builtin_memset(c, 0, offsetof(struct call, data));
+		c->remote_len = kept;
 		__builtin_memset(c->data + SCRATCH_AT + REQUEST_MAX, 0, 16);
 		__builtin_memset(c->data + HEADERS_AT, 0, sizeof(struct go_headers));
 	}
@@ -360,8 +381,8 @@ static __always_inline void finish(struct call *c, struct zs_key *key, const str
 	if (panic)
 		read_panic(c, panic);
 	size = offsetof(struct call, data) + c->data_len;
-	if (size > sizeof(*c))
-		size = sizeof(*c);
+	if (size > offsetof(struct call, remote_ptr))
+		size = offsetof(struct call, remote_ptr);
 	zs_emit(&c->head, size, c->status / 100, c->status >= 500 || c->outcome >= OUTCOME_UNWOUND);
 	n = keep ? entries() : NULL;
 	if (n && *n < zs_keep_below) {
@@ -496,8 +517,8 @@ static __always_inline int h2_end(struct pt_regs *ctx, bool xnet)
 		stream = zs_read_u64(state, h2->stream);
 		/* Closed before the handler is done: reset by the client, or its connection is gone.
 		 * An answer to HEAD closes the stream with its headers. */
-		bool head = c->method_len == 4 && c->data[0] == 'H' && c->data[1] == 'E';
-		if (!unwinding && !head && stream && zs_read_u8(stream, h2->stream_state) == STREAM_CLOSED)
+		if (!unwinding && !c->head_method && stream &&
+		    zs_read_u8(stream, h2->stream_state) == STREAM_CLOSED)
 			c->outcome = OUTCOME_CLIENT_GONE;
 	}
 	finish(c, &key, l, arg, false);

@@ -43,16 +43,19 @@ type serverCall struct {
 	PatternOfChild uint8
 	ClientGone     uint8
 	Gap            uint8
-	Pad            [6]uint8
+	HeadMethod     uint8
+	Pad            [5]uint8
+	RemoteLen      uint16
 	MethodLen      uint16
 	TargetLen      uint16
 	HostLen        uint16
-	RemoteLen      uint16
 	UserAgentLen   uint16
 	PatternLen     uint16
 	PanicLen       uint16
 	DataLen        uint16
 	Data           [904]uint8
+	RemotePtr      uint64
+	UserAgentKey   uint64
 }
 
 type serverH2Layout struct {
