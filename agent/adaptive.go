@@ -73,8 +73,8 @@ func (d *adaptive) observe(flags bpf.SharedZsFlag, now func() time.Time) (change
 }
 
 // adapt passes a change on to the goroutine that attaches.
-func (a *Agent) adapt(t *target, l *loaded, head *bpf.SharedZsHead) {
-	for _, d := range t.adaptive {
+func (a *Agent) adapt(sites []*adaptive, l *loaded, head *bpf.SharedZsHead) {
+	for _, d := range sites {
 		if d.loaded != l || d.state == adaptiveNeeded {
 			continue
 		}

@@ -67,6 +67,9 @@ func (c *consumer) run() {
 			idle++
 		}
 		wait := drainInterval
+		if n == maxDrain {
+			wait = 0 // there is more
+		}
 		if idle > idlePolls {
 			wait = maxSleep
 		}
@@ -82,7 +85,7 @@ func (c *consumer) run() {
 			continue
 		default:
 		}
-		if wait == drainInterval {
+		if wait <= drainInterval {
 			time.Sleep(wait)
 			continue
 		}
@@ -98,10 +101,16 @@ func (c *consumer) run() {
 	}
 }
 
-// drain reads until the ring is empty.
+// maxDrain bounds one round: what is due to be exported must not wait for the load to end.
+const maxDrain = 16384
+
+// drain reads until the ring is empty, or maxDrain records.
 func (c *consumer) drain() (int, error) {
 	c.reader.SetDeadline(time.Unix(1, 0))
 	for n := 0; ; n++ {
+		if n == maxDrain {
+			return n, nil
+		}
 		switch err := c.read(); {
 		case err == nil:
 		case errors.Is(err, os.ErrDeadlineExceeded), errors.Is(err, ringbuf.ErrFlushed):
@@ -132,6 +141,10 @@ func (c *consumer) take(raw []byte) {
 	head := (*bpf.SharedZsHead)(unsafe.Pointer(unsafe.SliceData(raw)))
 	a.mu.Lock()
 	l, t := a.byNumber(head.Instrumentor), a.byID[head.Target]
+	var sites []*adaptive
+	if t != nil {
+		sites = t.adaptive
+	}
 	a.mu.Unlock()
 	c.call.Reset()
 	if l == nil || l.spec.Decode(raw, &c.call) != nil {
@@ -141,14 +154,11 @@ func (c *consumer) take(raw []byte) {
 	target := a.lost
 	if t != nil {
 		target = t.telemetry
-		a.adapt(t, l, head)
+		a.adapt(sites, l, head)
 	}
 	a.identify(&c.call, head)
-	a.pipeline.Record(target, l.spec.Metric, l.spec.Name, scope(l), &c.call)
+	a.pipeline.Record(target, l.spec.Metric, l.spec.Name, l.scope, &c.call)
 }
-
-// scope names the instrumentation scope of an instrumentor's spans.
-func scope(l *loaded) string { return "github.com/zerospan/zerospan/" + l.spec.Library }
 
 // identify fills in what the head says.
 func (a *Agent) identify(c *telemetry.Call, head *bpf.SharedZsHead) {
@@ -178,7 +188,7 @@ func (a *Agent) unfinished(t *target, l *loaded, head *bpf.SharedZsHead, c *tele
 	c.End = now.UnixNano()
 	c.Add(attribute.Bool("zerospan.unfinished", true))
 	c.Attrs = cloneAttrs(c.Attrs)
-	a.pipeline.Aside(t.telemetry, scope(l), c)
+	a.pipeline.Aside(t.telemetry, l.scope, c)
 }
 
 // request has the running consumer drain the ring and, with stop, end.

@@ -144,6 +144,7 @@ func (l *loaded) eachOpen(visit func(key []byte, head *bpf.SharedZsHead, raw []b
 // first binary needs them.
 type loaded struct {
 	spec     *instrumentors.Spec
+	scope    string // the instrumentation scope of its spans
 	number   uint16
 	coll     *ebpf.CollectionSpec
 	base     *ebpf.Collection // the maps
@@ -162,7 +163,7 @@ func (a *Agent) load(spec *instrumentors.Spec, number uint16) (*loaded, error) {
 	if err != nil {
 		return nil, err
 	}
-	l := &loaded{spec: spec, number: number, coll: coll, programs: map[string]*ebpf.Program{}, layout: map[binaryID]uint32{}}
+	l := &loaded{spec: spec, scope: "github.com/zerospan/zerospan/" + spec.Library, number: number, coll: coll, programs: map[string]*ebpf.Program{}, layout: map[binaryID]uint32{}}
 	if err := coll.Variables["zs_instrumentor"].Set(number); err != nil {
 		return nil, err
 	}

@@ -177,7 +177,9 @@ func (a *Agent) attachPlan(t *target, plan *instrumentors.Plan, id binaryID) err
 			}
 			switch {
 			case site.Adaptive:
+				a.mu.Lock() // records may come already
 				t.adaptive = append(t.adaptive, &adaptive{target: t, site: site, layout: index, loaded: l, link: k})
+				a.mu.Unlock()
 			case role == instrumentors.Start:
 				t.starts = append(t.starts, k)
 			default:

@@ -205,6 +205,9 @@ func (a atCheck) find(b *Binary, f Func, code []instruction) (Site, error) {
 			}
 		}
 	}
+	if len(found) == 0 {
+		return Site{}, fmt.Errorf("it does not call %s in this version", a.callee)
+	}
 	if len(found) != 1 {
 		return Site{}, fmt.Errorf("it calls %s at %d places, not at one", a.callee, len(found))
 	}
