@@ -9,14 +9,17 @@ import (
 	"io"
 	"log/slog"
 	"net"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
 	"time"
 
 	"go.opentelemetry.io/otel/attribute"
+	colmetricspb "go.opentelemetry.io/proto/otlp/collector/metrics/v1"
 	coltracepb "go.opentelemetry.io/proto/otlp/collector/trace/v1"
 	commonpb "go.opentelemetry.io/proto/otlp/common/v1"
+	metricspb "go.opentelemetry.io/proto/otlp/metrics/v1"
 	tracepb "go.opentelemetry.io/proto/otlp/trace/v1"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
@@ -376,4 +379,95 @@ func BenchmarkSpan(b *testing.B) {
 			}
 		}
 	})
+}
+
+// metricsCollector keeps the last request of each resource.
+type metricsCollector struct {
+	colmetricspb.UnimplementedMetricsServiceServer
+	mu   sync.Mutex
+	last map[string]*metricspb.ResourceMetrics
+}
+
+func (c *metricsCollector) Export(_ context.Context, r *colmetricspb.ExportMetricsServiceRequest) (*colmetricspb.ExportMetricsServiceResponse, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, rm := range r.ResourceMetrics {
+		for _, kv := range rm.Resource.Attributes {
+			if kv.Key == "service.name" {
+				c.last[kv.Value.GetStringValue()] = rm
+			}
+		}
+	}
+	return &colmetricspb.ExportMetricsServiceResponse{}, nil
+}
+
+// TestMetricsExport: RED counts every call although none is sampled, and the
+// books come along.
+func TestMetricsExport(t *testing.T) {
+	c := &metricsCollector{last: map[string]*metricspb.ResourceMetrics{}}
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := grpc.NewServer()
+	colmetricspb.RegisterMetricsServiceServer(s, c)
+	go s.Serve(l)
+	t.Cleanup(s.Stop)
+	sampler, err := NewSampler("always_off", "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	p, err := NewPipeline(Options{Sampler: sampler, Print: PrintNone, Log: slog.New(slog.DiscardHandler),
+		Metrics: &MetricOptions{Endpoint: "http://" + l.Addr().String()}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	const n = 100
+	p.SetSource(&fixed{n + 5})
+	target := NewTarget(1, "shop", []attribute.KeyValue{attribute.String("service.name", "shop")})
+	p.AddTarget(target)
+	m := &Metric{Name: "http.server.request.duration", Bounds: HTTPBounds}
+	for i := range n {
+		call := sampleCall()
+		call.End = call.Start + int64(i+1)*int64(time.Millisecond)
+		p.Record(target, m, "test", "scope", call)
+	}
+	p.Fold(target, m, []attribute.KeyValue{attribute.String("class", "2xx")}, 3, 5, 200*time.Millisecond)
+	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+	defer cancel()
+	p.Close(ctx)
+	if err := p.Balance().Check(); err != nil {
+		t.Error(err)
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.last["shop"] == nil || c.last["zerospan"] == nil {
+		t.Fatalf("resources %v", c.last)
+	}
+	points := c.last["shop"].ScopeMetrics[0].Metrics[0].GetHistogram().DataPoints
+	var count uint64
+	for _, d := range points {
+		count += d.Count
+		if len(d.BucketCounts) != len(HTTPBounds)+1 {
+			t.Errorf("%d buckets", len(d.BucketCounts))
+		}
+	}
+	if len(points) != 2 || count != n+5 {
+		t.Errorf("%d series with %d calls, want 2 with %d", len(points), count, n+5)
+	}
+	for _, d := range points {
+		// 1 to 100 ms in steps of 1 ms: 5 up to 5 ms, 10 up to 10 ms, 25, 50, 75, 100.
+		if d.Count == n && !slices.Equal(d.BucketCounts[:7], []uint64{5, 5, 15, 25, 25, 25, 0}) {
+			t.Errorf("buckets %v", d.BucketCounts)
+		}
+	}
+	names := map[string]bool{}
+	for _, m := range c.last["zerospan"].ScopeMetrics[0].Metrics {
+		names[m.Name] = true
+	}
+	for _, want := range []string{"zerospan.calls.started", "zerospan.calls.completed", "zerospan.calls.abandoned", "zerospan.spans.exported", "zerospan.spans.dropped"} {
+		if !names[want] {
+			t.Errorf("no metric %s", want)
+		}
+	}
 }

@@ -295,3 +295,51 @@ func TestStuck(t *testing.T) {
 		t.Errorf("the call was listed %d times", n)
 	}
 }
+
+// TestTargetsComeAndGo selects by executable while processes start and end: each
+// is traced, and zerospan does not grow.
+func TestTargetsComeAndGo(t *testing.T) {
+	exe := current.make(t)
+	z := launch(t, "--exe", exe, "--print", "json")
+	z.waitLog("waiting for one")
+	rounds := 20
+	if testing.Short() {
+		rounds = 8
+	}
+	measure := func() (files, rss int) {
+		fds, err := os.ReadDir(fmt.Sprintf("/proc/%d/fd", z.Process.Pid))
+		if err != nil {
+			t.Fatal(err)
+		}
+		status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", z.Process.Pid))
+		if err != nil {
+			t.Fatal(err)
+		}
+		for line := range strings.Lines(string(status)) {
+			if v, ok := strings.CutPrefix(line, "VmRSS:"); ok {
+				rss, _ = strconv.Atoi(strings.Fields(v)[0])
+			}
+		}
+		return len(fds), rss
+	}
+	var files, rss int
+	for i := range rounds {
+		p := start(t, exe)
+		z.waitLog(fmt.Sprintf("msg=attached pid=%d ", p.Process.Pid))
+		exchange(t, p.words[1], "hello", "GET /hello HTTP/1.1\r\nHost: x\r\n\r\n")
+		z.waitCalls(i + 1)
+		_ = p.Process.Kill()
+		_ = p.Wait()
+		z.waitLog(fmt.Sprintf("msg=\"target has ended\" pid=%d ", p.Process.Pid))
+		if i == rounds/4 {
+			files, rss = measure()
+		}
+	}
+	nowFiles, nowRSS := measure()
+	if nowFiles > files+2 || nowRSS > rss+8<<10 {
+		t.Errorf("zerospan grows: from %d files and %d KiB to %d files and %d KiB in %d targets", files, rss, nowFiles, nowRSS, rounds-rounds/4)
+	}
+	if calls := z.stop(); len(calls) != rounds {
+		t.Errorf("%d calls, want %d", len(calls), rounds)
+	}
+}
