@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"net/url"
 	"os"
 	"strconv"
 	"strings"
@@ -126,8 +127,13 @@ func (o *output) pipeline(s *streams, log *slog.Logger) (telemetry.Options, erro
 		return options, usageError(err.Error())
 	}
 	endpoint := o.OTLPEndpoint
-	if endpoint != "" && !strings.Contains(endpoint, "://") {
-		endpoint = "http://" + endpoint
+	if endpoint != "" {
+		if !strings.Contains(endpoint, "://") {
+			endpoint = "http://" + endpoint
+		}
+		if u, err := url.Parse(endpoint); err != nil || u.Host == "" || u.Scheme != "http" && u.Scheme != "https" {
+			return options, usageError(fmt.Sprintf("--otlp-endpoint %q is no URL such as http://localhost:4317", o.OTLPEndpoint))
+		}
 	}
 	if traces && (collector || os.Getenv("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT") != "") {
 		options.Traces = &telemetry.TraceOptions{

@@ -35,6 +35,13 @@ type cli struct {
 	Verbose bool            `short:"v" help:"Log more."`
 }
 
+const description = `Traces and RED metrics of running processes, without touching their code.
+
+  zerospan --pid 1234                                        live lines, and a summary at the end
+  zerospan --pid 1234 --otlp-endpoint http://localhost:4317  to Jaeger, a collector, anything OTLP
+  zerospan --exe '*/checkout' --metrics-listen :9464         by executable; Prometheus metrics
+  zerospan attach --help                                     all flags`
+
 type versionCmd struct{}
 
 func (versionCmd) Run() error {
@@ -62,7 +69,7 @@ func run(args []string, stdout, stderr io.Writer) int {
 	exited := -1
 	parser, err := kong.New(&c,
 		kong.Name("zerospan"),
-		kong.Description("Traces and RED metrics of running processes, without touching their code."),
+		kong.Description(description),
 		kong.UsageOnError(),
 		kong.ConfigureHelp(kong.HelpOptions{Compact: true}),
 		kong.DefaultEnvars("ZEROSPAN"),

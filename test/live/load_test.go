@@ -240,6 +240,7 @@ func TestErrors(t *testing.T) {
 		{[]string{"--pid", "-5"}, 2, "--pid"},
 		{[]string{}, 2, "--pid, --exe or --all"},
 		{[]string{"--nonsense"}, 2, "--help"},
+		{[]string{"--pid", "1", "--otlp-endpoint", "ht!tp://x:y"}, 2, "http://localhost:4317"},
 		{[]string{"--pid", "1", "--sample", "7"}, 2, "from 0 to 1"},
 	} {
 		t.Run(strings.Join(c.args, " "), func(t *testing.T) {
