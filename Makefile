@@ -27,7 +27,8 @@ unit:
 
 # Rebuilds the BPF objects and what is generated from the Specs.
 generate:
-	$(GO) generate ./...
+	$(GO) generate ./bpf/... ./instrumentors/...
+	$(GO) generate ./docs/...
 
 lint:
 	./test/lint.sh

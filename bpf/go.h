@@ -66,11 +66,15 @@ static __always_inline bool go_is_stack_growth(struct pt_regs *ctx, __u64 cookie
 	return true;
 }
 
-/* The key under which calls of the current goroutine are kept. */
-static __always_inline struct zs_key go_key(struct pt_regs *ctx, const struct go_runtime_layout *rt)
+/*
+ * The key under which the current goroutine's call is kept: the address of its g,
+ * which no other goroutine has before this one has ended. (The goroutine's id
+ * would have to be read from memory at each hit.)
+ */
+static __always_inline struct zs_key go_key(struct pt_regs *ctx)
 {
 	struct zs_key key = {
-	    .task = zs_read_u64(GO_G(ctx), rt->g_goid),
+	    .task = GO_G(ctx),
 	    .tgid = zs_tgid(),
 	};
 	return key;

@@ -14,7 +14,7 @@ go mod tidy -diff
 copy=$(mktemp -d)
 trap 'rm -rf "$copy"' EXIT
 git ls-files -z | xargs -0 cp --parents -t "$copy"
-(cd "$copy" && go generate ./...)
+(cd "$copy" && make -s generate)
 changed=0
 for f in $(git ls-files '*_bpfel.go' '*_bpfel.o' 'instrumentors/all/all.go' 'docs/coverage.md'); do
 	cmp -s "$f" "$copy/$f" || { echo "not what make generate gives: $f"; changed=1; }

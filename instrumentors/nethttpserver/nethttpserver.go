@@ -27,6 +27,8 @@ const (
 
 	internalH2 = "net/http/internal/http2"
 	xnetH2     = "golang.org/x/net/http2"
+
+	timeoutHandler = "net/http.(*timeoutHandler).ServeHTTP"
 )
 
 func init() {
@@ -69,7 +71,7 @@ func init() {
 				At:      offsets.AtCheckAfterCall("net/http.(*ServeMux).findHandler", x86asm.RCX, x86asm.RDI),
 				Symbols: []string{"net/http.(*ServeMux).ServeHTTP"},
 				OnlyWith: []string{"net/http.(*Request).WithContext", "net/http.(*Request).Clone", "net/http.StripPrefix.func1",
-					"net/http.(*timeoutHandler).ServeHTTP"}},
+					timeoutHandler}},
 		},
 		Layout: layout,
 		Metric: &telemetry.Metric{
@@ -114,6 +116,9 @@ func layout(b *offsets.Binary, attached func(string) bool) (any, []offsets.Field
 		offsets.Field{Into: &l.ResponseClientGone, Loses: "clients that went away",
 			Paths: []string{"net/http.response.closeNotifyTriggered", "net/http.response.didCloseNotify"}},
 	)
+	if b.Mentions(timeoutHandler) {
+		l.HandlersOnChildren = 1
+	}
 	l.ResponseSpan = min(b.Size("net/http.response"), responseMax)
 	h2 := func(h *h2Layout, group string, prefixes ...string) {
 		h.Ended = 0

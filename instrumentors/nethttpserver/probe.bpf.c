@@ -62,7 +62,8 @@ struct call {
 	__u16 data_len;
 	__u8 data[DATA_MAX]; /* the strings in the order of their lengths */
 	/* What stays true from one request of a connection to the next; not part of the record. */
-	__u64 remote_ptr;     /* whose text is at the start of data */
+	__u64 remote_ptr; /* whose text is at the start of data */
+	__u64 goid;
 	__u64 user_agent_key; /* the address of the header's name, which net/http has once */
 };
 
@@ -89,7 +90,8 @@ struct layout {
 	struct go_map_layout header;
 	struct go_runtime_layout rt;
 	__u32 response_status, response_written, response_wrote_header, response_client_gone;
-	__u32 response_span; /* sizeof(response) */
+	__u32 response_span;	    /* sizeof(response) */
+	__u32 handlers_on_children; /* http.TimeoutHandler is in this binary */
 };
 
 #define STREAM_CLOSED 4 /* stateClosed of both HTTP/2 servers */
@@ -129,6 +131,14 @@ struct {
 	__type(key, struct upgrade_key);
 	__type(value, __u8);
 } upgraded SEC(".maps");
+
+/* From a goroutine's id to its entry, where handlers run on goroutines that one starts. */
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 8192);
+	__type(key, struct zs_key); /* task: goroutine id */
+	__type(value, __u64);	    /* g */
+} by_goid SEC(".maps");
 
 /* What a new entry starts as: there is no stack or per-CPU memory of that size. */
 struct {
@@ -278,7 +288,7 @@ static __always_inline int begin(struct pt_regs *ctx, __u64 writer, __u64 reques
 
 	if (!l || go_is_stack_growth(ctx, cookie))
 		return 0;
-	key = go_key(ctx, &l->rt);
+	key = go_key(ctx);
 	c = bpf_map_lookup_elem(&calls, &key);
 	if (!c) {
 		c = bpf_map_lookup_elem(&blank, &zero);
@@ -294,6 +304,13 @@ static __always_inline int begin(struct pt_regs *ctx, __u64 writer, __u64 reques
 		if (!c || !n)
 			return 0;
 		__sync_fetch_and_add(n, 1);
+		c->goid = zs_read_u64(GO_G(ctx), l->rt.g_goid);
+		if (l->handlers_on_children) {
+			struct zs_key id = {.task = c->goid, .tgid = key.tgid};
+			__u64 g = key.task;
+
+			bpf_map_update_elem(&by_goid, &id, &g, BPF_ANY);
+		}
 	} else {
 		if (c->head.start && c->writer == writer) {
 			/* A server that wraps another reports one request twice. */
@@ -311,7 +328,7 @@ static __always_inline int begin(struct pt_regs *ctx, __u64 writer, __u64 reques
 		__builtin_memset(c->data + HEADERS_AT, 0, sizeof(struct go_headers));
 	}
 	c->head.start = bpf_ktime_get_ns();
-	c->head.task = key.task;
+	c->head.task = c->goid;
 	c->head.tgid = key.tgid;
 	c->head.target = zs_cookie_target(cookie);
 	c->head.instrumentor = zs_instrumentor;
@@ -432,7 +449,7 @@ int finish_request(struct pt_regs *ctx)
 
 	if (!l || go_is_stack_growth(ctx, cookie))
 		return 0;
-	key = go_key(ctx, &l->rt);
+	key = go_key(ctx);
 	c = bpf_map_lookup_elem(&calls, &key);
 	if (!c || c->writer != GO_R0(ctx)) {
 		zs_count(ZS_UNMATCHED_END);
@@ -459,7 +476,7 @@ int conn_served(struct pt_regs *ctx)
 
 	if (!l || go_is_stack_growth(ctx, cookie))
 		return 0;
-	key = go_key(ctx, &l->rt);
+	key = go_key(ctx);
 	c = bpf_map_lookup_elem(&calls, &key);
 	if (!c)
 		return 0;
@@ -500,7 +517,7 @@ static __always_inline int h2_end(struct pt_regs *ctx, bool xnet)
 	if (!l || go_is_stack_growth(ctx, cookie))
 		return 0;
 	h2 = xnet ? &l->h2_xnet : &l->h2_std;
-	key = go_key(ctx, &l->rt);
+	key = go_key(ctx);
 	c = running(&key);
 	if (!c) {
 		zs_count(ZS_UNMATCHED_END);
@@ -568,15 +585,22 @@ int mux_found(struct pt_regs *ctx)
 
 	if (!l || pattern.len == 0)
 		return 0;
-	key = go_key(ctx, &l->rt);
+	key = go_key(ctx);
 	c = running(&key);
 	if (!c) {
 		/* http.TimeoutHandler runs its handler on a goroutine of its own. */
-		if (l->rt.g_parent_goid == ZS_ABSENT)
+		__u64 goid, *g;
+
+		if (!l->handlers_on_children || l->rt.g_parent_goid == ZS_ABSENT)
 			return 0;
-		key.task = zs_read_u64(GO_G(ctx), l->rt.g_parent_goid);
+		goid = zs_read_u64(GO_G(ctx), l->rt.g_parent_goid);
+		key.task = goid;
+		g = bpf_map_lookup_elem(&by_goid, &key);
+		if (!g)
+			return 0;
+		key.task = *g;
 		c = running(&key);
-		if (!c)
+		if (!c || c->goid != goid)
 			return 0;
 		c->pattern_of_child = 1;
 	}

@@ -55,6 +55,7 @@ type serverCall struct {
 	DataLen        uint16
 	Data           [904]uint8
 	RemotePtr      uint64
+	Goid           uint64
 	UserAgentKey   uint64
 }
 
@@ -102,6 +103,7 @@ type serverLayout struct {
 	ResponseWroteHeader uint32
 	ResponseClientGone  uint32
 	ResponseSpan        uint32
+	HandlersOnChildren  uint32
 }
 
 type serverOutcome uint32
@@ -170,6 +172,7 @@ type serverZsKey struct {
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
 	serverMapBlank          = "blank"
+	serverMapByGoid         = "by_goid"
 	serverMapCalls          = "calls"
 	serverMapLayouts        = "layouts"
 	serverMapUpgraded       = "upgraded"
@@ -252,6 +255,7 @@ type serverProgramSpecs struct {
 // It can be passed ebpf.CollectionSpec.Assign.
 type serverMapSpecs struct {
 	Blank      *ebpf.MapSpec `ebpf:"blank"`
+	ByGoid     *ebpf.MapSpec `ebpf:"by_goid"`
 	Calls      *ebpf.MapSpec `ebpf:"calls"`
 	Layouts    *ebpf.MapSpec `ebpf:"layouts"`
 	Upgraded   *ebpf.MapSpec `ebpf:"upgraded"`
@@ -296,6 +300,7 @@ func (o *serverObjects) Close() error {
 // It can be passed to loadServerObjects or ebpf.CollectionSpec.LoadAndAssign.
 type serverMaps struct {
 	Blank      *ebpf.Map `ebpf:"blank"`
+	ByGoid     *ebpf.Map `ebpf:"by_goid"`
 	Calls      *ebpf.Map `ebpf:"calls"`
 	Layouts    *ebpf.Map `ebpf:"layouts"`
 	Upgraded   *ebpf.Map `ebpf:"upgraded"`
@@ -309,6 +314,7 @@ type serverMaps struct {
 func (m *serverMaps) Close() error {
 	return _ServerClose(
 		m.Blank,
+		m.ByGoid,
 		m.Calls,
 		m.Layouts,
 		m.Upgraded,
