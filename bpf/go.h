@@ -56,7 +56,8 @@ struct go_map_layout {
 
 #define GO_MAP_SLOTS	  8
 #define GO_MAP_GROUP_MAX  344 /* 8 control bytes, 8 slots of 40 bytes, an overflow pointer, rounded up */
-#define GO_MAP_GROUPS_MAX 8   /* up to 64 headers; what lies beyond is not looked at */
+#define GO_MAP_GROUPS_MAX 16  /* 64 headers with their overflow buckets, or more; the rest is not looked at  \
+			       */
 
 static __always_inline bool go_is_stack_growth(struct pt_regs *ctx, __u64 cookie)
 {
