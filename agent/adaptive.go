@@ -78,12 +78,12 @@ func (a *Agent) adapt(sites []*adaptive, l *loaded, head *bpf.SharedZsHead) {
 		if d.loaded != l || d.state == adaptiveNeeded {
 			continue
 		}
-		before := *d
+		state, calls, pause, since := d.state, d.calls, d.pause, d.since
 		if change, on := d.observe(bpf.SharedZsFlag(head.Flags), time.Now); change {
 			select {
 			case a.changes <- adaptiveChange{d, on}:
 			default: // it is busy: the next call will ask again
-				*d = before
+				d.state, d.calls, d.pause, d.since = state, calls, pause, since
 			}
 		}
 	}

@@ -126,6 +126,9 @@ func (a *Agent) Run(ctx context.Context) error {
 	}
 	defer a.close()
 	for _, pid := range a.cfg.PIDs {
+		if a.targets[pid] != nil {
+			continue
+		}
 		p, err := procdiscovery.Inspect(pid)
 		if err != nil {
 			return err

@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/zerospan/zerospan/bpf"
+	"github.com/zerospan/zerospan/procdiscovery"
 	"github.com/zerospan/zerospan/telemetry"
 )
 
@@ -78,9 +79,7 @@ func (c *consumer) run() {
 			if done == nil {
 				return
 			}
-			if _, err := c.drain(); err != nil {
-				c.a.log.Debug("drain", "error", err)
-			}
+			c.drainAll()
 			close(done)
 			continue
 		default:
@@ -117,6 +116,19 @@ func (c *consumer) drain() (int, error) {
 			return n, nil
 		default:
 			return n, err
+		}
+	}
+}
+
+// drainAll reads what the ring holds now, and some more if it goes on filling.
+func (c *consumer) drainAll() {
+	for left := c.reader.BufferSize(); left > 0; left -= maxDrain * headSize {
+		n, err := c.drain()
+		if err != nil {
+			c.a.log.Debug("the ring buffer could not be drained", "error", err)
+		}
+		if err != nil || n < maxDrain {
+			return
 		}
 	}
 }
@@ -181,6 +193,9 @@ func (a *Agent) unfinished(t *target, l *loaded, head *bpf.SharedZsHead, c *tele
 	}
 	a.log.Warn("a call is still open", "pid", t.process.PID, "service", t.telemetry.Service, "name", name, "path", path,
 		"open", time.Duration(now.UnixNano()-c.Start).Round(time.Second), "trace_id", fmt.Sprintf("%x", c.TraceID[:]))
+	if !a.pipeline.Samples(c) {
+		return
+	}
 	c.Kind, c.ParentID, c.ParentRemote = telemetry.KindInternal, c.SpanID, false
 	c.SpanID = [8]byte{}
 	binary.BigEndian.PutUint64(c.SpanID[:], binary.BigEndian.Uint64(c.ParentID[:])^0x5a5a5a5a5a5a5a5a)
@@ -230,9 +245,7 @@ func (a *Agent) close() {
 	}
 	a.watchers.Wait()
 	a.consumer.request(true)
-	if _, err := a.consumer.drain(); err != nil {
-		a.log.Debug("the ring buffer could not be drained", "error", err)
-	}
+	a.consumer.drainAll()
 	_ = a.consumer.reader.Close()
 	for id := range a.byID {
 		a.abandon(id, "detached")
@@ -284,5 +297,5 @@ func goVersionOf(f *os.File) string {
 	if err != nil {
 		return ""
 	}
-	return info.GoVersion
+	return procdiscovery.Clean(info.GoVersion, 64)
 }

@@ -109,6 +109,18 @@ func (a *Agent) takeFallback() {
 	}
 }
 
+// dropFallback forgets a target that is gone: its series are complete.
+func (a *Agent) dropFallback(target uint32) {
+	for key := range a.folded {
+		if key.Target == target {
+			delete(a.folded, key)
+			if err := a.shared.fallback.Delete(&key); err != nil {
+				a.log.Debug("an entry of the fallback histogram stays", "error", err)
+			}
+		}
+	}
+}
+
 // eachEntry visits the entries of the map of calls: those that are open, and
 // those that a task keeps for its next one (head.Start is 0). raw and key are
 // only valid during the visit. Afterwards the programs' own count of entries is
@@ -116,10 +128,14 @@ func (a *Agent) takeFallback() {
 func (l *loaded) eachEntry(visit func(key []byte, head *bpf.SharedZsHead, raw []byte)) error {
 	key := make([]byte, l.calls.KeySize())
 	value := make([]byte, l.calls.ValueSize())
-	n := uint64(0)
+	// While entries come and go the walk may start over: each is visited once.
+	seen := map[string]struct{}{}
 	it := l.calls.Iterate()
 	for it.Next(&key, &value) {
-		n++
+		if _, ok := seen[string(key)]; ok {
+			continue
+		}
+		seen[string(key)] = struct{}{}
 		visit(key, (*bpf.SharedZsHead)(unsafe.Pointer(unsafe.SliceData(value))), value)
 	}
 	if err := it.Err(); err != nil {
@@ -128,7 +144,7 @@ func (l *loaded) eachEntry(visit func(key []byte, head *bpf.SharedZsHead, raw []
 		}
 		return fmt.Errorf("read open calls: %w", err)
 	}
-	return l.base.Maps["zs_entries"].Put(uint32(0), n)
+	return l.base.Maps["zs_entries"].Put(uint32(0), uint64(len(seen)))
 }
 
 // eachOpen visits the calls that are open.

@@ -115,6 +115,7 @@ func (a *Agent) attach(ctx context.Context, p *procdiscovery.Process) error {
 		attached = append(attached, r.Spec.Name)
 	}
 	if len(attached) == 0 {
+		a.abandon(t.id, "detached")
 		a.forget(t)
 		if errors.Is(failed, os.ErrPermission) {
 			return permission(failed)
@@ -126,6 +127,7 @@ func (a *Agent) attach(ctx context.Context, p *procdiscovery.Process) error {
 	}
 	if !p.Alive() {
 		t.detach()
+		a.abandon(t.id, "detached")
 		a.forget(t)
 		return fmt.Errorf("%w: %d (it has just ended)", procdiscovery.ErrNotFound, p.PID)
 	}
@@ -250,6 +252,10 @@ func (a *Agent) remove(t *target) {
 	t.cancel()
 	t.detach()
 	a.consumer.request(false) // what it completed before its end
+	a.mu.Lock()
+	a.takeFallback()
+	a.dropFallback(t.id)
+	a.mu.Unlock()
 	a.abandon(t.id, "target_exit")
 	delete(a.targets, t.process.PID)
 	a.forget(t)

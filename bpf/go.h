@@ -54,10 +54,11 @@ struct go_map_layout {
 	__u32 table_groups, table_mask; /* table.groups.data, table.groups.lengthMask */
 };
 
-#define GO_MAP_SLOTS	  8
-#define GO_MAP_GROUP_MAX  344 /* 8 control bytes, 8 slots of 40 bytes, an overflow pointer, rounded up */
-#define GO_MAP_GROUPS_MAX 16  /* 64 headers with their overflow buckets, or more; the rest is not looked at  \
-			       */
+#define GO_MAP_SLOTS	 8
+#define GO_MAP_GROUP_MAX 344 /* 8 control bytes, 8 slots of 40 bytes, an overflow pointer, rounded up */
+#define GO_MAP_GROUPS_MAX                                                                                    \
+	16 /* 64 headers with their overflow buckets, or more; the rest is not looked at                     \
+	    */
 
 static __always_inline bool go_is_stack_growth(struct pt_regs *ctx, __u64 cookie)
 {
@@ -138,6 +139,9 @@ static __always_inline __u32 go_bit_index(__u32 bit)
  * Control bytes are not consulted: empty and deleted slots hold no key (both
  * implementations clear keys that have pointers), so the length alone tells.
  */
+#define GO_MAP_CANDIDATES                                                                                    \
+	5 /* names of such lengths in one group that are looked at; more are not seen in practice */
+
 static __noinline int go_scan_group(const struct go_map_layout *m, __u8 *scratch, __u64 addr,
 				    struct go_headers *out)
 {
@@ -156,7 +160,7 @@ static __noinline int go_scan_group(const struct go_map_layout *m, __u8 *scratch
 		candidates |=
 		    (go_equal(len, GO_HEADER_TRACEPARENT_LEN) | go_equal(len, GO_HEADER_USER_AGENT_LEN)) << i;
 	}
-	for (int i = 0; i < GO_MAP_SLOTS && candidates; i++) {
+	for (int i = 0; i < GO_MAP_CANDIDATES && candidates; i++) {
 		__u32 slot = go_bit_index(candidates & -candidates), at;
 		__u64 name[2] = {}, strings;
 		struct go_string key;

@@ -140,7 +140,7 @@ func (b *Binary) parseRelocations() error {
 		}
 		raw := b.bytes(Addr(s.Addr), s.Size)
 		n := len(raw) / 24
-		if n > maxRelocations {
+		if len(b.relative)+n > maxRelocations {
 			return errors.New("malformed executable: too many relocations")
 		}
 		b.relative = slices.Grow(b.relative, n)

@@ -10,7 +10,7 @@ import (
 )
 
 // maxDWARF bounds what one debug section may unpack to.
-const maxDWARF = 512 << 20
+const maxDWARF = 128 << 20
 
 // dwarfIndex answers from the debug information, which only unstripped binaries
 // carry. It is opened when the type descriptors do not know a type.

@@ -26,6 +26,9 @@ type pclntab struct {
 	nfunc   int
 }
 
+// maxPclntabTries bounds how many places that look like a header are tried.
+const maxPclntabTries = 16
+
 const (
 	magicGo118 = 0xfffffff0
 	magicGo120 = 0xfffffff1
@@ -55,6 +58,7 @@ func (b *Binary) findPclntab() (Addr, error) {
 		return Addr(s.Addr), nil
 	}
 	// No section headers, or another linker's names: look for the header itself.
+	tries := 0
 	for _, magic := range []uint32{magicGo120, magicGo118} {
 		var head [8]byte
 		binary.LittleEndian.PutUint32(head[:], magic)
@@ -66,6 +70,9 @@ func (b *Binary) findPclntab() (Addr, error) {
 					break
 				}
 				if at += i; at%8 == 0 {
+					if tries++; tries > maxPclntabTries {
+						return 0, ErrNotGo
+					}
 					if _, err := b.parsePclntab(s.addr + Addr(at)); err == nil {
 						return s.addr + Addr(at), nil
 					}

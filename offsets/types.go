@@ -29,7 +29,7 @@ const (
 	typeSize   = 48 // abi.Type
 	structSize = typeSize + 8 + 24
 	maxFields  = 1024
-	maxName    = 4096
+	maxName    = 512
 )
 
 // types walks [moduledata.types, etypes) once.

@@ -126,11 +126,11 @@ func containerID(cgroup string) string {
 	return ""
 }
 
-// clean makes a foreign string safe for logs and terminals, and bounds it.
-func clean(s string) string {
-	if len(s) > 4096 {
-		s = s[:4096]
-	}
+func clean(s string) string { return Clean(s, 4096) }
+
+// Clean makes a foreign string safe for logs and terminals, and at most limit bytes long.
+func Clean(s string, limit int) string {
+	s = s[:min(len(s), limit)]
 	return strings.Map(func(r rune) rune {
 		if r < 0x20 || r == 0x7f || r >= 0x80 && r < 0xa0 || r == '\uFFFD' {
 			return '_'

@@ -29,15 +29,17 @@ type metricExporter struct {
 	pipeline *Pipeline
 	start    time.Time
 	health   collectorHealth
-	stop     chan struct{}
+	ctx      context.Context // of the periodic exports; ends with close
+	cancel   context.CancelFunc
 	done     chan struct{}
 }
 
 func newMetricExporter(opts MetricOptions, p *Pipeline, log *slog.Logger) (*metricExporter, error) {
 	e := &metricExporter{
-		pipeline: p, start: time.Now(), stop: make(chan struct{}), done: make(chan struct{}),
+		pipeline: p, start: time.Now(), done: make(chan struct{}),
 		health: collectorHealth{log: log, what: "metrics"},
 	}
+	e.ctx, e.cancel = context.WithCancel(context.Background())
 	options := []otlpmetricgrpc.Option{
 		otlpmetricgrpc.WithDialOption(grpc.WithChainUnaryInterceptor(
 			func(ctx context.Context, method string, req, reply any, cc *grpc.ClientConn, invoke grpc.UnaryInvoker, opts ...grpc.CallOption) error {
@@ -68,8 +70,8 @@ func (e *metricExporter) run(interval time.Duration) {
 	for {
 		select {
 		case <-tick.C:
-			e.export(context.Background())
-		case <-e.stop:
+			e.export(e.ctx)
+		case <-e.ctx.Done():
 			return
 		}
 	}
@@ -87,7 +89,7 @@ func (e *metricExporter) export(ctx context.Context) {
 }
 
 func (e *metricExporter) close(ctx context.Context) {
-	close(e.stop)
+	e.cancel() // one that is on its way is repeated below, with all that came since
 	select {
 	case <-e.done:
 	case <-ctx.Done():

@@ -130,15 +130,19 @@ func (p *Pipeline) Record(t *Target, m *Metric, instrumentor, scope string, c *C
 }
 
 // Aside exports a span that is no call of its own (a note on one that hangs);
-// it does not enter the balance's equations.
+// it does not enter the balance's equations. The caller has asked Samples of the
+// call that it belongs to.
 func (p *Pipeline) Aside(t *Target, scope string, c *Call) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if p.traces == nil || !p.opts.Sampler.sample(c) {
+	if p.traces == nil {
 		return
 	}
 	p.traces.aside(t, scope, c)
 }
+
+// Samples reports whether the call's span will be exported.
+func (p *Pipeline) Samples(c *Call) bool { return p.opts.Sampler.sample(c) }
 
 // Fold adds calls of which the kernel only kept status class and duration.
 func (p *Pipeline) Fold(t *Target, m *Metric, attrs []attribute.KeyValue, bucket int, count uint64, sum time.Duration) {

@@ -2,6 +2,7 @@ package telemetry
 
 import (
 	"bufio"
+	"bytes"
 	"encoding/hex"
 	"encoding/json"
 	"fmt"
@@ -95,9 +96,27 @@ func (p *printer) json(t *Target, instrumentor string, c *Call, guess string) er
 	if err != nil {
 		return err
 	}
-	line = append(line, '\n')
+	line = append(escapeControls(line), '\n')
 	_, err = p.w.Write(line)
 	return err
+}
+
+// escapeControls escapes what JSON leaves alone and terminals obey: DEL and the
+// C1 controls, which are two bytes in UTF-8.
+func escapeControls(line []byte) []byte {
+	control := func(r rune) bool { return r >= 0x7f && r <= 0x9f }
+	if bytes.IndexFunc(line, control) < 0 {
+		return line
+	}
+	var out []byte
+	for _, r := range string(line) {
+		if control(r) {
+			out = fmt.Appendf(out, "\\u%04x", r)
+		} else {
+			out = utf8.AppendRune(out, r)
+		}
+	}
+	return out
 }
 
 func name(c *Call, guess string) string {

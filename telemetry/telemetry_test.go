@@ -287,14 +287,14 @@ func TestQueueIsBounded(t *testing.T) {
 
 func TestPrintIsSafeAndStable(t *testing.T) {
 	c := sampleCall()
-	c.Route = "/\x1b]0;owned\a\u202e"
+	c.Route = "/\x1b]0;owned\a\u202e\u009b31m\x7f"
 	target := NewTarget(7, "shop", nil)
 	for _, format := range []Format{PrintText, PrintJSON} {
 		var out bytes.Buffer
 		p := newPrinter(format, &out)
 		p.print(target, "test", c, "")
 		p.flush()
-		if strings.ContainsAny(out.String(), "\x1b\a") || strings.Count(out.String(), "\n") != 1 {
+		if strings.ContainsAny(out.String(), "\x1b\a\u009b\x7f") || strings.Count(out.String(), "\n") != 1 {
 			t.Errorf("%s: %q", format, out.String())
 		}
 		if format == PrintJSON {

@@ -53,6 +53,9 @@ func (c *attachCmd) Run(s *streams, log *slog.Logger, ctx bindContext) error {
 			return usageError(fmt.Sprintf("--pid %d is no process id", pid))
 		}
 	}
+	if c.Duration < 0 || c.StuckAfter <= 0 {
+		return usageError("--duration and --stuck-after take a positive time such as 30s")
+	}
 	var bound context.Context = ctx
 	if c.Duration > 0 {
 		var cancel context.CancelFunc
@@ -78,6 +81,12 @@ func (o *output) trace(ctx context.Context, s *streams, log *slog.Logger, cfg ag
 	cfg.Log, cfg.RingSize, cfg.Service, cfg.StuckAfter = log, o.RingSize, o.ServiceName, o.StuckAfter
 	if cfg.Service == "" {
 		cfg.Service = os.Getenv("OTEL_SERVICE_NAME")
+	}
+	if len(cfg.PIDs) != 1 || cfg.All || len(cfg.Exe) > 0 {
+		if cfg.Service != "" {
+			log.Warn("a service name is only used with a single --pid: each target has its own", "ignored", cfg.Service)
+		}
+		cfg.Service = ""
 	}
 	a, err := agent.New(cfg, pipeline)
 	if err != nil {

@@ -64,6 +64,7 @@ func run(args []string, stdout, stderr io.Writer) int {
 	debug.SetGCPercent(50)
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
+	context.AfterFunc(ctx, stop) // a second signal ends it at once
 
 	var c cli
 	exited := -1
@@ -115,7 +116,11 @@ func yamlConfig(r io.Reader) (kong.Resolver, error) {
 	if err := yaml.NewDecoder(r).Decode(&values); err != nil && !errors.Is(err, io.EOF) {
 		return nil, err
 	}
-	asJSON, err := json.Marshal(values)
+	keys := make(map[string]any, len(values))
+	for k, v := range values {
+		keys[strings.ReplaceAll(k, "-", "_")] = v // the form that kong looks up
+	}
+	asJSON, err := json.Marshal(keys)
 	if err != nil {
 		return nil, err
 	}

@@ -211,6 +211,7 @@ static __always_inline bool read_request(struct call *c, const struct layout *l,
 	struct go_string method, target, host, remote;
 	__u32 span = rl->span, first;
 
+	c->data_len = c->remote_len;
 	if (span > REQUEST_MAX || !zs_read(scratch, span, c->request)) {
 		c->head.flags |= ZS_FLAG_FAULT;
 		return true;
@@ -225,7 +226,6 @@ static __always_inline bool read_request(struct call *c, const struct layout *l,
 	c->proto_minor = word(scratch, rl->proto_minor);
 	c->tls = word(scratch, rl->tls) != 0;
 	/* A connection has one string for its peer: read once. */
-	c->data_len = c->remote_len;
 	if (remote.ptr != c->remote_ptr) {
 		c->data_len = 0;
 		c->remote_len = append(c, &remote, REMOTE_MAX);
@@ -321,6 +321,10 @@ static __always_inline int begin(struct pt_regs *ctx, __u64 writer, __u64 reques
 		if (c->head.start)
 			zs_count(ZS_MISSED_END);
 		zs_count(ZS_STARTED);
+		if (c->head.start) { /* another goroutine may have this g now */
+			c->goid = zs_read_u64(GO_G(ctx), l->rt.g_goid);
+			c->remote_ptr = 0;
+		}
 		kept = c->remote_len;
 		__builtin_memset(c, 0, offsetof(struct call, data));
 		c->remote_len = kept;
@@ -367,6 +371,17 @@ static __always_inline void read_panic(struct call *c, const __u64 arg[2])
 }
 
 /*
+ * Whether the request is still the one that began. Over HTTP/2 net/http does not
+ * always keep it: a handler that is done with it lets the collector have it.
+ */
+static __always_inline bool owns_request(struct call *c, const struct layout *l)
+{
+	struct go_headers *headers = (void *)(c->data + HEADERS_AT);
+
+	return c->proto_major != 2 || zs_read_u64(c->request, l->request.header) == headers->map;
+}
+
+/*
  * The pattern that ServeMux stored in the request that the server made. Where
  * middleware copied it, only mux_found knows; the agent learns from the flags
  * whether that site is worth its price.
@@ -375,7 +390,7 @@ static __always_inline void read_pattern(struct call *c, const struct layout *l)
 {
 	struct go_string pattern = {};
 
-	if (l->request.pattern != ZS_ABSENT && c->request)
+	if (l->request.pattern != ZS_ABSENT && c->request && owns_request(c, l))
 		zs_read(&pattern, sizeof(pattern), c->request + l->request.pattern);
 	if (c->pattern_len) {
 		if (!pattern.len)
@@ -390,6 +405,8 @@ static __always_inline void read_pattern(struct call *c, const struct layout *l)
 static __always_inline void finish(struct call *c, struct zs_key *key, const struct layout *l,
 				   const __u64 *panic, bool keep)
 {
+	__u16 status;
+	bool failed;
 	__u32 size;
 	__u64 *n;
 
@@ -400,7 +417,11 @@ static __always_inline void finish(struct call *c, struct zs_key *key, const str
 	size = offsetof(struct call, data) + c->data_len;
 	if (size > offsetof(struct call, remote_ptr))
 		size = offsetof(struct call, remote_ptr);
-	zs_emit(&c->head, size, c->status / 100, c->status >= 500 || c->outcome >= OUTCOME_UNWOUND);
+	status = c->status;
+	if (!status && c->outcome == OUTCOME_RETURNED)
+		status = 200; /* what net/http sends for a handler that sets none */
+	failed = status >= 500 || c->outcome == OUTCOME_UNWOUND || c->outcome == OUTCOME_CLIENT_GONE;
+	zs_emit(&c->head, size, status / 100, failed);
 	n = keep ? entries() : NULL;
 	if (n && *n < zs_keep_below) {
 		c->head.start = 0;
