@@ -61,7 +61,7 @@ type Agent struct {
 	loaded    []*loaded
 	targets   map[int]*target // by PID
 	byID      map[uint32]*target
-	refused   map[int]uint64 // by PID: start time of processes that can't be traced
+	refused   map[int]identity // by PID: what can't be traced
 	nextID    uint32
 	lost      *telemetry.Target // for calls of targets that are not known any more
 	folded    map[bpf.SharedZsFallbackKey]bpf.SharedZsFallbackValue
@@ -99,7 +99,7 @@ func New(cfg Config, pipeline *telemetry.Pipeline) (*Agent, error) {
 	}
 	a := &Agent{
 		cfg: cfg, pipeline: pipeline, shared: s, log: cfg.Log,
-		targets: map[int]*target{}, byID: map[uint32]*target{}, refused: map[int]uint64{},
+		targets: map[int]*target{}, byID: map[uint32]*target{}, refused: map[int]identity{},
 		folded: map[bpf.SharedZsFallbackKey]bpf.SharedZsFallbackValue{}, stuck: map[string]bool{}, abandoned: map[string]uint64{},
 		exits: make(chan *target, 64), changes: make(chan adaptiveChange, 16), attached: make(chan struct{}),
 		lost: telemetry.NewTarget(0, "unknown", nil),
@@ -172,6 +172,14 @@ func (a *Agent) Run(ctx context.Context) error {
 	}
 }
 
+// identity is a process as long as it executes the same program.
+type identity struct {
+	start uint64
+	exe   [2]uint64
+}
+
+func identify(p *procdiscovery.Process) identity { return identity{p.StartTime, p.ExeID} }
+
 // scan attaches to processes that match and are not attached yet.
 func (a *Agent) scan(ctx context.Context) {
 	pids, err := procdiscovery.List()
@@ -182,18 +190,28 @@ func (a *Agent) scan(ctx context.Context) {
 	seen := make(map[int]bool, len(pids))
 	for _, pid := range pids {
 		seen[pid] = true
-		if a.targets[pid] != nil || pid == os.Getpid() {
+		if pid == os.Getpid() {
 			continue
 		}
 		p, err := procdiscovery.Inspect(pid)
-		if err != nil || !a.selected(p) {
+		if err != nil {
 			continue
 		}
-		if start, ok := a.refused[pid]; ok && start == p.StartTime {
+		if t := a.targets[pid]; t != nil {
+			if identify(t.process) == identify(p) {
+				continue
+			}
+			a.log.Info("target executes another program", "pid", pid, "exe", p.Name())
+			a.remove(t)
+		}
+		if !a.selected(p) {
+			continue
+		}
+		if id, ok := a.refused[pid]; ok && id == identify(p) {
 			continue
 		}
 		if err := a.attach(ctx, p); err != nil {
-			a.refused[pid] = p.StartTime
+			a.refused[pid] = identify(p)
 			if !a.cfg.All || !errors.Is(err, ErrNothingTraceable) {
 				a.log.Warn("not traced", "pid", pid, "exe", p.Name(), "reason", err)
 			}

@@ -167,7 +167,7 @@ type loaded struct {
 	calls    *ebpf.Map
 	layouts  *ebpf.Map
 	programs map[string]*ebpf.Program
-	layout   map[binaryID]uint32 // index in layouts
+	layout   map[string]uint32 // index in layouts, by content
 }
 
 // DefaultMaxOpenCalls is how many calls of one instrumentor can be open at a time
@@ -179,7 +179,7 @@ func (a *Agent) load(spec *instrumentors.Spec, number uint16) (*loaded, error) {
 	if err != nil {
 		return nil, err
 	}
-	l := &loaded{spec: spec, scope: "github.com/zerospan/zerospan/" + spec.Library, number: number, coll: coll, programs: map[string]*ebpf.Program{}, layout: map[binaryID]uint32{}}
+	l := &loaded{spec: spec, scope: "github.com/zerospan/zerospan/" + spec.Library, number: number, coll: coll, programs: map[string]*ebpf.Program{}, layout: map[string]uint32{}}
 	if err := coll.Variables["zs_instrumentor"].Set(number); err != nil {
 		return nil, err
 	}

@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -9,7 +10,6 @@ import (
 	"time"
 
 	"github.com/cilium/ebpf/link"
-	"golang.org/x/sys/unix"
 
 	"github.com/zerospan/zerospan/bpf"
 	"github.com/zerospan/zerospan/instrumentors"
@@ -22,6 +22,7 @@ import (
 type target struct {
 	id        uint32
 	process   *procdiscovery.Process
+	exe       *os.File // what was planned for is what is attached to, whatever the process executes meanwhile
 	telemetry *telemetry.Target
 	starts    []link.Link
 	ends      []link.Link
@@ -29,31 +30,21 @@ type target struct {
 	cancel    context.CancelFunc
 }
 
-// binaryID names a file while it is open somewhere.
-type binaryID struct {
-	dev, ino uint64
-	mtime    int64
+// OpenExe opens a process's executable.
+func OpenExe(p *procdiscovery.Process) (*os.File, error) {
+	f, err := os.Open(p.ExePath())
+	if errors.Is(err, os.ErrPermission) {
+		err = fmt.Errorf("not permitted to read the executable of process %d: run as root, or with CAP_SYS_PTRACE (%w)", p.PID, err)
+	}
+	return f, err
 }
 
-// Plan opens a process's executable and plans all instrumentors for it.
-func Plan(p *procdiscovery.Process) (plans []PlanResult, goVersion string, id binaryID, err error) {
-	f, err := os.Open(p.ExePath())
-	if err != nil {
-		if errors.Is(err, os.ErrPermission) {
-			err = fmt.Errorf("not permitted to read the executable of process %d: run as root, or with CAP_SYS_PTRACE (%w)", p.PID, err)
-		}
-		return nil, "", id, err
-	}
-	defer f.Close()
-	var st unix.Stat_t
-	if err := unix.Fstat(int(f.Fd()), &st); err != nil {
-		return nil, "", id, err
-	}
-	id = binaryID{st.Dev, st.Ino, st.Mtim.Nano()}
+// Plan plans all instrumentors for a process and its executable.
+func Plan(p *procdiscovery.Process, f *os.File) (plans []PlanResult, goVersion string, err error) {
 	goVersion = goVersionOf(f)
 	b, err := offsets.Open(f)
 	if err != nil {
-		return nil, goVersion, id, fmt.Errorf("%s: %w", p.Exe, err)
+		return nil, goVersion, fmt.Errorf("%s: %w", p.Exe, err)
 	}
 	defer func() { _ = b.Close() }()
 	for _, spec := range instrumentors.All() {
@@ -65,7 +56,7 @@ func Plan(p *procdiscovery.Process) (plans []PlanResult, goVersion string, id bi
 		r.Err = err
 		plans = append(plans, r)
 	}
-	return plans, goVersion, id, nil
+	return plans, goVersion, nil
 }
 
 // PlanResult is what one instrumentor would do, or why it does nothing.
@@ -77,11 +68,13 @@ type PlanResult struct {
 
 // attach plans and attaches all instrumentors that fit the process.
 func (a *Agent) attach(ctx context.Context, p *procdiscovery.Process) error {
-	plans, goVersion, id, err := Plan(p)
+	exe, err := OpenExe(p)
 	if err != nil {
-		if errors.Is(err, os.ErrPermission) {
-			return err
-		}
+		return err
+	}
+	plans, goVersion, err := Plan(p, exe)
+	if err != nil {
+		_ = exe.Close()
 		return fmt.Errorf("%w: %w: see zerospan explain --pid %d", ErrNothingTraceable, err, p.PID)
 	}
 	service := a.cfg.Service
@@ -92,7 +85,7 @@ func (a *Agent) attach(ctx context.Context, p *procdiscovery.Process) error {
 		service = p.Name()
 	}
 	a.nextID++
-	t := &target{id: a.nextID, process: p, telemetry: telemetry.NewTarget(p.PID, service, resourceOf(p, service, goVersion))}
+	t := &target{id: a.nextID, process: p, exe: exe, telemetry: telemetry.NewTarget(p.PID, service, resourceOf(p, service, goVersion))}
 	// Known before its first record can arrive.
 	a.mu.Lock()
 	a.byID[t.id] = t
@@ -105,7 +98,7 @@ func (a *Agent) attach(ctx context.Context, p *procdiscovery.Process) error {
 		}
 		err := r.Err
 		if err == nil {
-			err = a.attachPlan(t, r.Plan, id)
+			err = a.attachPlan(t, r.Plan)
 		}
 		if err != nil {
 			failed = errors.Join(failed, fmt.Errorf("%s: %w", r.Spec.Name, err))
@@ -154,16 +147,17 @@ func (a *Agent) attach(ctx context.Context, p *procdiscovery.Process) error {
 }
 
 // attachPlan stores the binary's layout and attaches ends before starts.
-func (a *Agent) attachPlan(t *target, plan *instrumentors.Plan, id binaryID) error {
+func (a *Agent) attachPlan(t *target, plan *instrumentors.Plan) error {
 	l, err := a.instrumentor(plan.Spec)
 	if err != nil {
 		return err
 	}
+	id := fmt.Sprint(plan.Layout) // binaries of one layout share it, however many there are
 	index, ok := l.layout[id]
 	if !ok {
 		index = uint32(len(l.layout))
 		if index >= l.layouts.MaxEntries() {
-			return fmt.Errorf("more than %d different binaries", l.layouts.MaxEntries())
+			return fmt.Errorf("more than %d different layouts of binaries", l.layouts.MaxEntries())
 		}
 		if err := l.layouts.Put(index, plan.Layout); err != nil {
 			return fmt.Errorf("store the layout: %w", err)
@@ -198,7 +192,12 @@ func (a *Agent) attachSite(t *target, l *loaded, site instrumentors.PlannedSite,
 	if err != nil {
 		return nil, err
 	}
-	ex, err := link.OpenExecutable(t.process.ExePath())
+	// The last check before the kernel writes a breakpoint there.
+	now := make([]byte, len(site.Found.Bytes))
+	if _, err := t.exe.ReadAt(now, int64(site.Found.FileOffset)); err != nil || !bytes.Equal(now, site.Found.Bytes) {
+		return nil, fmt.Errorf("%s is not what it was: refused", site.Found.Func.Name)
+	}
+	ex, err := link.OpenExecutable(fmt.Sprintf("/proc/self/fd/%d", t.exe.Fd()))
 	if err != nil {
 		return nil, fmt.Errorf("open the executable: %w", err)
 	}
@@ -241,7 +240,9 @@ func (t *target) detach() {
 	}
 }
 
+// forget ends a target that has no probes any more.
 func (a *Agent) forget(t *target) {
+	_ = t.exe.Close()
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	delete(a.byID, t.id)

@@ -54,8 +54,9 @@ struct go_map_layout {
 	__u32 table_groups, table_mask; /* table.groups.data, table.groups.lengthMask */
 };
 
-#define GO_MAP_SLOTS	 8
-#define GO_MAP_GROUP_MAX 344 /* 8 control bytes, 8 slots of 40 bytes, an overflow pointer, rounded up */
+#define GO_MAP_SLOTS	  8
+#define GO_MAP_CANDIDATES 5   /* names of the right lengths in one group that are looked at */
+#define GO_MAP_GROUP_MAX  344 /* 8 control bytes, 8 slots of 40 bytes, an overflow pointer, rounded up */
 #define GO_MAP_GROUPS_MAX                                                                                    \
 	16 /* 64 headers with their overflow buckets, or more; the rest is not looked at                     \
 	    */
@@ -139,9 +140,6 @@ static __always_inline __u32 go_bit_index(__u32 bit)
  * Control bytes are not consulted: empty and deleted slots hold no key (both
  * implementations clear keys that have pointers), so the length alone tells.
  */
-#define GO_MAP_CANDIDATES                                                                                    \
-	5 /* names of such lengths in one group that are looked at; more are not seen in practice */
-
 static __noinline int go_scan_group(const struct go_map_layout *m, __u8 *scratch, __u64 addr,
 				    struct go_headers *out)
 {

@@ -25,11 +25,12 @@ var ErrNotFound = errors.New("no such process")
 // Process is a running process.
 type Process struct {
 	PID         int
-	StartTime   uint64 // clock ticks since boot; with the PID it names the process for good
-	Exe         string // path as the process sees it
-	Container   string // container id, if it runs in one
-	ServiceName string // its own OTEL_SERVICE_NAME, if it has one
-	ResourceEnv string // its own OTEL_RESOURCE_ATTRIBUTES
+	StartTime   uint64    // clock ticks since boot; with the PID it names the process for good
+	ExeID       [2]uint64 // device and inode of the executable: an exec changes it
+	Exe         string    // path as the process sees it
+	Container   string    // container id, if it runs in one
+	ServiceName string    // its own OTEL_SERVICE_NAME, if it has one
+	ResourceEnv string    // its own OTEL_RESOURCE_ATTRIBUTES
 }
 
 // Name returns the base name of the executable.
@@ -61,6 +62,10 @@ func Inspect(pid int) (*Process, error) {
 	exe, err := os.Readlink(dir + "/exe")
 	if err != nil {
 		return nil, notFound(pid, err)
+	}
+	var st unix.Stat_t
+	if unix.Stat(dir+"/exe", &st) == nil {
+		p.ExeID = [2]uint64{st.Dev, st.Ino}
 	}
 	p.Exe = clean(strings.TrimSuffix(exe, " (deleted)"))
 	if cgroup, err := readFile(dir + "/cgroup"); err == nil {

@@ -119,10 +119,7 @@ func (p *Pipeline) collect(start time.Time) []*metricdata.ResourceMetrics {
 			metrics = append(metrics, metricdata.Metrics{Name: r.Name, Description: r.Description, Unit: "s", Data: h})
 		}
 		active := map[*Metric]*metricdata.Sum[int64]{}
-		for _, o := range open {
-			if o.Target != t || o.Metric.Active == "" {
-				continue
-			}
+		for _, o := range t.openNow(open) {
 			s := active[o.Metric]
 			if s == nil {
 				s = &metricdata.Sum[int64]{Temporality: metricdata.CumulativeTemporality}
@@ -157,6 +154,35 @@ func (p *Pipeline) collect(start time.Time) []*metricdata.ResourceMetrics {
 		}})
 	}
 	return append(out, resourceMetrics(self, metrics))
+}
+
+// openNow returns the target's open calls, and zeros for what was open before:
+// a value that is left out would stay as it was.
+func (t *Target) openNow(open []OpenCalls) (out []OpenCalls) {
+	seen := map[attribute.Distinct]bool{}
+	for _, o := range open {
+		if o.Target != t || o.Metric.Active == "" {
+			continue
+		}
+		out = append(out, o)
+		set := attribute.NewSet(o.Attrs...)
+		seen[set.Equivalent()] = true
+		if t.active == nil {
+			t.active = map[*Metric]map[attribute.Distinct][]attribute.KeyValue{}
+		}
+		if t.active[o.Metric] == nil {
+			t.active[o.Metric] = map[attribute.Distinct][]attribute.KeyValue{}
+		}
+		t.active[o.Metric][set.Equivalent()] = o.Attrs
+	}
+	for m, sets := range t.active {
+		for key, attrs := range sets {
+			if !seen[key] {
+				out = append(out, OpenCalls{Target: t, Metric: m, Attrs: attrs})
+			}
+		}
+	}
+	return out
 }
 
 func resourceMetrics(attrs []attribute.KeyValue, metrics []metricdata.Metrics) *metricdata.ResourceMetrics {

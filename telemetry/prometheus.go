@@ -47,12 +47,10 @@ func (c promCollector) Collect(out chan<- prometheus.Metric) {
 					prometheus.NewDesc(promName(r.Name)+"_seconds", r.Description, labels, nil), s.count, s.sum.Seconds(), buckets, values...)
 			}
 		}
-		for _, o := range open {
-			if o.Target == t && o.Metric.Active != "" {
-				labels, values := promLabels(id, o.Attrs)
-				out <- prometheus.MustNewConstMetric(
-					prometheus.NewDesc(promName(o.Metric.Active), "Number of calls that are open.", labels, nil), prometheus.GaugeValue, float64(o.Count), values...)
-			}
+		for _, o := range t.openNow(open) {
+			labels, values := promLabels(id, o.Attrs)
+			out <- prometheus.MustNewConstMetric(
+				prometheus.NewDesc(promName(o.Metric.Active), "Number of calls that are open.", labels, nil), prometheus.GaugeValue, float64(o.Count), values...)
 		}
 	}
 }

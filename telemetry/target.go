@@ -13,6 +13,7 @@ type Target struct {
 	Resource []attribute.KeyValue
 
 	red    redTable
+	active map[*Metric]map[attribute.Distinct][]attribute.KeyValue // that had open calls: they return to 0
 	routes routeGuesser
 	proto  *resourcepb.Resource
 	batch  *spanBatch

@@ -21,7 +21,12 @@ func (c *explainCmd) Run(s *streams) error {
 	if err != nil {
 		return err
 	}
-	plans, goVersion, _, err := agent.Plan(p)
+	exe, err := agent.OpenExe(p)
+	if err != nil {
+		return err
+	}
+	defer exe.Close()
+	plans, goVersion, err := agent.Plan(p, exe)
 	fmt.Fprintf(s.out, "process %d: %s\n", p.PID, p.Exe)
 	if goVersion != "" {
 		fmt.Fprintf(s.out, "  built with %s\n", goVersion)
