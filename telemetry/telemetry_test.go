@@ -471,3 +471,43 @@ func TestMetricsExport(t *testing.T) {
 		}
 	}
 }
+
+// TestAside: the note on a call that hangs is exported as the call will be, and
+// is not one of the spans that the books know.
+func TestAside(t *testing.T) {
+	c := &collector{}
+	sampler, err := NewSampler("", "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	p, err := NewPipeline(Options{Sampler: sampler, Traces: &TraceOptions{Endpoint: serve(t, c)}, Print: PrintNone, Log: slog.New(slog.DiscardHandler)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	call := sampleCall()
+	call.ParentID = [8]byte{} // a root call is sampled, whatever its flags
+	call.TraceFlags = 0
+	if !p.Samples(call) {
+		t.Fatal("a root call is not sampled")
+	}
+	p.Aside(NewTarget(1, "shop", nil), "scope", call)
+	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+	defer cancel()
+	p.Close(ctx)
+	if b := p.Balance(); len(c.spans) != 1 || b.Exported != 0 || b.Check() != nil {
+		t.Errorf("%d spans arrived; %+v", len(c.spans), b)
+	}
+}
+
+// TestActiveReturnsToZero: what was open and is not any more is reported as 0.
+func TestActiveReturnsToZero(t *testing.T) {
+	target := NewTarget(1, "shop", nil)
+	m := &Metric{Name: "m", Active: "m.active"}
+	attrs := []attribute.KeyValue{attribute.String("http.request.method", "GET")}
+	if got := target.openNow([]OpenCalls{{Target: target, Metric: m, Attrs: attrs, Count: 3}}); len(got) != 1 || got[0].Count != 3 {
+		t.Errorf("%+v", got)
+	}
+	if got := target.openNow(nil); len(got) != 1 || got[0].Count != 0 {
+		t.Errorf("%+v, want one zero", got)
+	}
+}

@@ -229,11 +229,18 @@ func TestErrors(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer func() { _ = sleep.Process.Kill(); _ = sleep.Wait() }()
+	config := t.TempDir() + "/config.yaml"
+	if err := os.WriteFile(config, []byte("pid: [4194302]\notlp-endpoint: nonsense://\n"), 0o644); err != nil {
+		t.Fatal(err)
+	}
 	for _, c := range []struct {
 		args []string
 		code int
 		want string
 	}{
+		{[]string{"--config", config}, 2, "nonsense://"},
+		{[]string{"--config", config, "--otlp-endpoint", "localhost:1"}, 1, "no such process: 4194302"},
+		{[]string{"--pid", "1", "--stuck-after", "-1s"}, 2, "positive time"},
 		{[]string{"--pid", "4194303"}, 1, "no such process: 4194303"},
 		{[]string{"--pid", strconv.Itoa(sleep.Process.Pid)}, 1, "see zerospan explain --pid " + strconv.Itoa(sleep.Process.Pid)},
 		{[]string{"--pid", "2"}, 1, "kernel thread"},
