@@ -108,14 +108,15 @@ func (o *output) trace(ctx context.Context, s *streams, log *slog.Logger, cfg ag
 	}
 	runErr := a.Run(ctx)
 
+	select {
+	case <-a.Attached():
+	default: // there is nothing to export or to sum up: the error says it all
+		return runErr
+	}
 	flush, cancel := context.WithTimeout(context.Background(), shutdownTimeout)
 	defer cancel()
 	pipeline.Close(flush)
-	select {
-	case <-a.Attached():
-		pipeline.WriteSummary(s.err)
-	default: // nothing was attached: the error says it all
-	}
+	pipeline.WriteSummary(s.err)
 	return runErr
 }
 

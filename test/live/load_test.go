@@ -240,7 +240,7 @@ func TestErrors(t *testing.T) {
 	}{
 		{[]string{"--config", config}, 2, "nonsense://"},
 		{[]string{"--config", config, "--otlp-endpoint", "localhost:1"}, 1, "no such process: 4194302"},
-		{[]string{"--pid", "1", "--stuck-after", "-1s"}, 2, "positive time"},
+		{[]string{"--pid", "1", "--stuck-after=-1s"}, 2, "positive time"},
 		{[]string{"--pid", "4194303"}, 1, "no such process: 4194303"},
 		{[]string{"--pid", strconv.Itoa(sleep.Process.Pid)}, 1, "see zerospan explain --pid " + strconv.Itoa(sleep.Process.Pid)},
 		{[]string{"--pid", "2"}, 1, "kernel thread"},
