@@ -103,32 +103,65 @@ func (b *Binary) dwarfOffset(path string) (uint32, error) {
 	return 0, fmt.Errorf("type %s is not in the debug information", name)
 }
 
+// dwarfField follows field names from the struct at an offset. It reads entries
+// one by one: dwarf.Data.Type would follow every pointer of a hostile file.
 func (b *Binary) dwarfField(d *dwarf.Data, at dwarf.Offset, path string, fields []string) (uint32, error) {
-	typ, err := d.Type(at)
-	if err != nil {
-		return 0, fmt.Errorf("%s: %w", path, err)
-	}
 	var total int64
-next:
 	for _, want := range fields {
-		if t, ok := typ.(*dwarf.TypedefType); ok {
-			typ = t.Type
+		offset, typ, err := dwarfMember(d, at, want)
+		if err != nil {
+			return 0, fmt.Errorf("%s: %w", path, err)
 		}
-		s, ok := typ.(*dwarf.StructType)
-		if !ok {
-			return 0, fmt.Errorf("%s: not a struct at %s", path, want)
-		}
-		for _, f := range s.Field {
-			if f.Name == want {
-				total += f.ByteOffset
-				typ = f.Type
-				continue next
-			}
-		}
-		return 0, fmt.Errorf("%s: no field %s", path, want)
+		total += offset
+		at = typ
 	}
 	if total < 0 || total >= 1<<16 {
 		return 0, fmt.Errorf("%s: implausible offset %d", path, total)
 	}
 	return uint32(total), nil
+}
+
+// maxTypedefs bounds how many names a struct may have.
+const maxTypedefs = 8
+
+// dwarfMember finds a member of the struct at an offset, or behind typedefs there.
+func dwarfMember(d *dwarf.Data, at dwarf.Offset, want string) (offset int64, typ dwarf.Offset, err error) {
+	r := d.Reader()
+	for range maxTypedefs {
+		r.Seek(at)
+		e, err := r.Next()
+		if err != nil {
+			return 0, 0, err
+		}
+		if e == nil {
+			break
+		}
+		if e.Tag == dwarf.TagTypedef {
+			to, ok := e.Val(dwarf.AttrType).(dwarf.Offset)
+			if !ok {
+				break
+			}
+			at = to
+			continue
+		}
+		if e.Tag != dwarf.TagStructType || !e.Children {
+			break
+		}
+		for n := 0; n < maxFields; n++ {
+			m, err := r.Next()
+			if err != nil {
+				return 0, 0, err
+			}
+			if m == nil || m.Tag == 0 {
+				return 0, 0, fmt.Errorf("no field %s", want)
+			}
+			if name, _ := m.Val(dwarf.AttrName).(string); m.Tag == dwarf.TagMember && name == want {
+				offset, _ := m.Val(dwarf.AttrDataMemberLoc).(int64)
+				typ, _ := m.Val(dwarf.AttrType).(dwarf.Offset)
+				return offset, typ, nil
+			}
+			r.SkipChildren()
+		}
+	}
+	return 0, 0, fmt.Errorf("not a struct at %s", want)
 }

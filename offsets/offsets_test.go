@@ -159,7 +159,7 @@ func TestModes(t *testing.T) {
 
 func TestDWARFAnswers(t *testing.T) {
 	b := open(t, compile(t))
-	for _, path := range []string{"net/http.Request.Method", "net/http.response.status", "runtime.g.goid"} {
+	for _, path := range []string{"net/http.Request.Method", "net/http.response.status", "runtime.g.goid", "internal/runtime/maps.table.groups.lengthMask"} {
 		got, err := b.dwarfOffset(path)
 		if err != nil {
 			t.Errorf("%s: %v", path, err)
