@@ -178,7 +178,7 @@ type identity struct {
 	exe   [2]uint64
 }
 
-func identify(p *procdiscovery.Process) identity { return identity{p.StartTime, p.ExeID} }
+func identityOf(p *procdiscovery.Process) identity { return identity{p.StartTime, p.ExeID} }
 
 // scan attaches to processes that match and are not attached yet.
 func (a *Agent) scan(ctx context.Context) {
@@ -198,7 +198,7 @@ func (a *Agent) scan(ctx context.Context) {
 			continue
 		}
 		if t := a.targets[pid]; t != nil {
-			if identify(t.process) == identify(p) {
+			if identityOf(t.process) == identityOf(p) {
 				continue
 			}
 			a.log.Info("target executes another program", "pid", pid, "exe", p.Name())
@@ -207,11 +207,11 @@ func (a *Agent) scan(ctx context.Context) {
 		if !a.selected(p) {
 			continue
 		}
-		if id, ok := a.refused[pid]; ok && id == identify(p) {
+		if id, ok := a.refused[pid]; ok && id == identityOf(p) {
 			continue
 		}
 		if err := a.attach(ctx, p); err != nil {
-			a.refused[pid] = identify(p)
+			a.refused[pid] = identityOf(p)
 			if !a.cfg.All || !errors.Is(err, ErrNothingTraceable) {
 				a.log.Warn("not traced", "pid", pid, "exe", p.Name(), "reason", err)
 			}

@@ -55,12 +55,11 @@ func BoundsNS(bounds []float64) []int64 {
 	return out
 }
 
-// seriesKey writes the values in order: within one metric their number and
-// types decide which attributes they are.
+// seriesKey writes keys and values so that different attributes give different bytes.
 func seriesKey(dst []byte, attrs []attribute.KeyValue) []byte {
 	for i := range attrs {
 		kv := &attrs[i]
-		dst = append(dst, kv.Key[len(kv.Key)-1], kv.Key[len(kv.Key)/2], byte(len(kv.Key)))
+		dst = append(append(dst, kv.Key...), 0)
 		if kv.Value.Type() == attribute.INT64 {
 			dst = binary.LittleEndian.AppendUint64(dst, uint64(kv.Value.AsInt64()))
 			continue
