@@ -30,7 +30,6 @@ type Process struct {
 	Exe         string    // path as the process sees it
 	Container   string    // container id, if it runs in one
 	ServiceName string    // its own OTEL_SERVICE_NAME, if it has one
-	ResourceEnv string    // its own OTEL_RESOURCE_ATTRIBUTES
 }
 
 // Name returns the base name of the executable.
@@ -75,8 +74,6 @@ func Inspect(pid int) (*Process, error) {
 		for _, kv := range bytes.Split(environ, []byte{0}) {
 			if v, ok := bytes.CutPrefix(kv, []byte("OTEL_SERVICE_NAME=")); ok {
 				p.ServiceName = clean(string(v))
-			} else if v, ok := bytes.CutPrefix(kv, []byte("OTEL_RESOURCE_ATTRIBUTES=")); ok {
-				p.ResourceEnv = clean(string(v))
 			}
 		}
 	}

@@ -3,7 +3,8 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 for pkg in $(go list ./...); do
-	for f in $(go test -list '^Fuzz' "$pkg" 2>/dev/null | grep '^Fuzz' || true); do
+	listed=$(go test -list '^Fuzz' "$pkg") # a package that does not build ends the run
+	for f in $(sed -n '/^Fuzz/p' <<<"$listed"); do
 		echo "$pkg $f"
 		go test -run '^$' -fuzz "^$f\$" -fuzztime "${1:-30s}" "$pkg"
 	done
