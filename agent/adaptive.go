@@ -94,7 +94,7 @@ func (a *Agent) change(c adaptiveChange) {
 	if a.targets[c.target.process.PID] != c.target {
 		return // it has ended meanwhile
 	}
-	name := c.site.Found.Func.Name
+	name := c.site.Found[0].Func.Name
 	if !c.on {
 		if c.link != nil {
 			_ = c.link.Close()

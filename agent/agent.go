@@ -65,7 +65,7 @@ type Agent struct {
 	nextID    uint32
 	lost      *telemetry.Target // for calls of targets that are not known any more
 	folded    map[bpf.SharedZsFallbackKey]bpf.SharedZsFallbackValue
-	stuck     map[string]bool // open calls that were listed, by key and start
+	stuck     map[stuckCall]bool // open calls that were listed
 	abandoned map[string]uint64
 	final     *telemetry.Balance // once it is closed
 
@@ -93,14 +93,14 @@ func New(cfg Config, pipeline *telemetry.Pipeline) (*Agent, error) {
 	if err := rlimit.RemoveMemlock(); err != nil {
 		cfg.Log.Debug("RLIMIT_MEMLOCK was left as it is", "error", err)
 	}
-	s, err := newShared(cfg.RingSize)
+	s, err := newShared(cfg.RingSize, cfg.MaxOpenCalls)
 	if err != nil {
 		return nil, permission(err)
 	}
 	a := &Agent{
 		cfg: cfg, pipeline: pipeline, shared: s, log: cfg.Log,
 		targets: map[int]*target{}, byID: map[uint32]*target{}, refused: map[int]identity{},
-		folded: map[bpf.SharedZsFallbackKey]bpf.SharedZsFallbackValue{}, stuck: map[string]bool{}, abandoned: map[string]uint64{},
+		folded: map[bpf.SharedZsFallbackKey]bpf.SharedZsFallbackValue{}, stuck: map[stuckCall]bool{}, abandoned: map[string]uint64{},
 		exits: make(chan *target, 64), changes: make(chan adaptiveChange, 16), attached: make(chan struct{}),
 		lost: telemetry.NewTarget(0, "unknown", nil),
 	}
@@ -327,11 +327,9 @@ func (a *Agent) Balance(b *telemetry.Balance) {
 		b.Faults += c[bpf.SharedZsCounterZS_FAULTS]
 		b.Skipped += skipped
 		b.Dropped["ring_full"] += c[bpf.SharedZsCounterZS_FALLBACK_LOST]
-		if l.calls != nil {
-			if err := l.eachOpen(func([]byte, *bpf.SharedZsHead, []byte) { b.Open++ }); err != nil {
-				a.log.Warn("the balance is incomplete", "error", err)
-			}
-		}
+	}
+	if err := a.shared.eachOpen(func(entry) { b.Open++ }); err != nil {
+		a.log.Warn("the balance is incomplete", "error", err)
 	}
 	for reason, n := range a.abandoned {
 		b.Abandoned[reason] += n
@@ -344,32 +342,31 @@ func (a *Agent) OpenCalls() []telemetry.OpenCalls {
 	defer a.mu.Unlock()
 	type key struct {
 		target *telemetry.Target
+		metric *telemetry.Metric
 		attrs  attribute.Distinct
 	}
 	var out []telemetry.OpenCalls
 	index := map[key]int{}
 	var c telemetry.Call
-	for _, l := range a.loaded {
-		err := l.eachOpen(func(_ []byte, head *bpf.SharedZsHead, raw []byte) {
-			t := a.byID[head.Target]
-			c.Reset()
-			if t == nil || l.spec.Decode(raw, &c) != nil {
-				return
-			}
-			attrs := cloneAttrs(c.Attrs[:l.spec.Active])
-			set := attribute.NewSet(attrs...)
-			k := key{t.telemetry, set.Equivalent()}
-			i, ok := index[k]
-			if !ok {
-				i = len(out)
-				index[k] = i
-				out = append(out, telemetry.OpenCalls{Target: t.telemetry, Metric: l.spec.Metric, Attrs: attrs})
-			}
-			out[i].Count++
-		})
-		if err != nil {
-			a.log.Warn("open calls could not be counted", "error", err)
+	err := a.shared.eachOpen(func(e entry) {
+		t, l := a.byID[e.head.Target], a.byNumber(e.head.Instrumentor)
+		c.Reset()
+		if t == nil || l == nil || l.spec.Decode(e.raw, &c) != nil {
+			return
 		}
+		attrs := cloneAttrs(c.Attrs[:l.spec.Active])
+		set := attribute.NewSet(attrs...)
+		k := key{t.telemetry, l.spec.Metric, set.Equivalent()}
+		i, ok := index[k]
+		if !ok {
+			i = len(out)
+			index[k] = i
+			out = append(out, telemetry.OpenCalls{Target: t.telemetry, Metric: l.spec.Metric, Attrs: attrs})
+		}
+		out[i].Count++
+	})
+	if err != nil {
+		a.log.Warn("open calls could not be counted", "error", err)
 	}
 	return out
 }

@@ -177,7 +177,9 @@ func (a *Agent) identify(c *telemetry.Call, head *bpf.SharedZsHead) {
 	c.Start, c.End = a.clock.unix(head.Start), a.clock.unix(head.End)
 	c.TraceID, c.SpanID, c.ParentID = head.TraceId, head.SpanId, head.ParentId
 	c.TraceFlags = head.TraceFlags
-	c.ParentRemote = bpf.SharedZsFlag(head.Flags)&bpf.SharedZsFlagZS_FLAG_TRACEPARENT != 0
+	flags := bpf.SharedZsFlag(head.Flags)
+	c.Decided = flags&bpf.SharedZsFlagZS_FLAG_TRACEPARENT != 0
+	c.ParentRemote = c.Decided && flags&bpf.SharedZsFlagZS_FLAG_LOCAL_PARENT == 0
 }
 
 // unfinished lists a call that has been open for long, and exports a span that
@@ -187,7 +189,7 @@ func (a *Agent) unfinished(t *target, l *loaded, head *bpf.SharedZsHead, c *tele
 	name := strings.TrimSpace(c.Operation + " " + c.Route)
 	path := ""
 	for _, kv := range c.Attrs {
-		if kv.Key == "url.path" {
+		if kv.Key == "url.path" || kv.Key == "url.full" {
 			path = kv.Value.AsString()
 		}
 	}

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"strings"
 	"unsafe"
 
 	"github.com/cilium/ebpf"
@@ -13,28 +14,39 @@ import (
 	"github.com/zerospan/zerospan/telemetry"
 )
 
-// shared is the maps that all instrumentors use.
+// shared is the maps that all instrumentors use, by their name in bpf/.
 type shared struct {
+	maps                            map[string]*ebpf.Map
 	ring, counts, control, fallback *ebpf.Map
+	calls, index, entries           *ebpf.Map
+	processes, types                *ebpf.Map
 
 	mem     *ebpf.Memory // control, mapped: setting its flag costs no system call
 	counter []uint64     // scratch, one a CPU
 }
 
 // newShared creates the maps; ringSize is in bytes, a power of two.
-func newShared(ringSize uint32) (*shared, error) {
+func newShared(ringSize, maxOpenCalls uint32) (*shared, error) {
 	spec, err := bpf.LoadShared()
 	if err != nil {
 		return nil, err
 	}
 	spec.Maps["zs_ring"].MaxEntries = ringSize
-	s := &shared{}
-	for name, m := range map[string]**ebpf.Map{"zs_ring": &s.ring, "zs_counts": &s.counts, "zs_ctl": &s.control, "zs_fallback": &s.fallback} {
-		if *m, err = ebpf.NewMap(spec.Maps[name]); err != nil {
+	spec.Maps["zs_calls"].MaxEntries = maxOpenCalls
+	spec.Maps["zs_index"].MaxEntries = 2 * maxOpenCalls
+	s := &shared{maps: map[string]*ebpf.Map{}}
+	for name, m := range spec.Maps {
+		if strings.HasPrefix(name, ".") { // constants: each program has its own
+			continue
+		}
+		if s.maps[name], err = ebpf.NewMap(m); err != nil {
 			s.close()
 			return nil, fmt.Errorf("create BPF map %s: %w", name, err)
 		}
 	}
+	s.ring, s.counts, s.control, s.fallback = s.maps["zs_ring"], s.maps["zs_counts"], s.maps["zs_ctl"], s.maps["zs_fallback"]
+	s.calls, s.index, s.entries = s.maps["zs_calls"], s.maps["zs_index"], s.maps["zs_entries"]
+	s.processes, s.types = s.maps["zs_processes"], s.maps["go_types"]
 	if s.mem, err = s.control.Memory(); err != nil {
 		s.close()
 		return nil, fmt.Errorf("map the BPF control map: %w", err)
@@ -42,15 +54,32 @@ func newShared(ringSize uint32) (*shared, error) {
 	return s, nil
 }
 
-func (s *shared) replacements() map[string]*ebpf.Map {
-	return map[string]*ebpf.Map{"zs_ring": s.ring, "zs_counts": s.counts, "zs_ctl": s.control, "zs_fallback": s.fallback}
-}
-
 func (s *shared) close() {
-	for _, m := range []*ebpf.Map{s.ring, s.counts, s.control, s.fallback} {
+	for _, m := range s.maps {
 		if m != nil {
 			_ = m.Close() // only a file descriptor
 		}
+	}
+}
+
+// describe tells the programs what they need to know of a process.
+func (s *shared) describe(target uint32, bias uint64, types []instrumentors.GoType) error {
+	if err := s.processes.Put(target, bpf.SharedZsProcess{Bias: bias}); err != nil {
+		return fmt.Errorf("store the load address: %w", err)
+	}
+	for _, t := range types {
+		if err := s.types.Put(bpf.SharedGoTypeKey{Target: target, Hash: t.Hash}, t.SharedGoType); err != nil {
+			return fmt.Errorf("store the types of contexts and errors: %w", err)
+		}
+	}
+	return nil
+}
+
+// forget undoes describe. What is not there is as good as deleted.
+func (s *shared) forget(target uint32, types []instrumentors.GoType) {
+	_ = s.processes.Delete(target)
+	for _, t := range types {
+		_ = s.types.Delete(bpf.SharedGoTypeKey{Target: target, Hash: t.Hash})
 	}
 }
 
@@ -121,22 +150,30 @@ func (a *Agent) dropFallback(target uint32) {
 	}
 }
 
-// eachEntry visits the entries of the map of calls: those that are open, and
-// those that a task keeps for its next one (head.Start is 0). raw and key are
-// only valid during the visit. Afterwards the programs' own count of entries is
-// set right: what user space deletes, they don't see.
-func (l *loaded) eachEntry(visit func(key []byte, head *bpf.SharedZsHead, raw []byte)) error {
-	key := make([]byte, l.calls.KeySize())
-	value := make([]byte, l.calls.ValueSize())
+// entry is an entry of the map of calls. It is only valid while it is visited.
+type entry struct {
+	key  *bpf.SharedZsKey
+	head *bpf.SharedZsHead
+	raw  []byte // the record of an open call
+}
+
+func (e entry) open() bool { return e.head.Start != 0 }
+
+// eachEntry visits the calls that are open, and the entries that a task keeps for
+// its next one. Afterwards the programs' own count of entries is set right: what
+// user space deletes, they don't see.
+func (s *shared) eachEntry(visit func(entry)) error {
+	var key bpf.SharedZsKey
+	value := make([]byte, s.calls.ValueSize())
 	// While entries come and go the walk may start over: each is visited once.
-	seen := map[string]struct{}{}
-	it := l.calls.Iterate()
+	seen := map[bpf.SharedZsKey]struct{}{}
+	it := s.calls.Iterate()
 	for it.Next(&key, &value) {
-		if _, ok := seen[string(key)]; ok {
+		if _, ok := seen[key]; ok {
 			continue
 		}
-		seen[string(key)] = struct{}{}
-		visit(key, (*bpf.SharedZsHead)(unsafe.Pointer(unsafe.SliceData(value))), value)
+		seen[key] = struct{}{}
+		visit(entry{&key, (*bpf.SharedZsHead)(unsafe.Pointer(unsafe.SliceData(value))), value})
 	}
 	if err := it.Err(); err != nil {
 		if errors.Is(err, ebpf.ErrIterationAborted) { // too much came and went meanwhile
@@ -144,16 +181,26 @@ func (l *loaded) eachEntry(visit func(key []byte, head *bpf.SharedZsHead, raw []
 		}
 		return fmt.Errorf("read open calls: %w", err)
 	}
-	return l.base.Maps["zs_entries"].Put(uint32(0), uint64(len(seen)))
+	return s.entries.Put(uint32(0), uint64(len(seen)))
 }
 
 // eachOpen visits the calls that are open.
-func (l *loaded) eachOpen(visit func(key []byte, head *bpf.SharedZsHead, raw []byte)) error {
-	return l.eachEntry(func(key []byte, head *bpf.SharedZsHead, raw []byte) {
-		if head.Start != 0 {
-			visit(key, head, raw)
+func (s *shared) eachOpen(visit func(entry)) error {
+	return s.eachEntry(func(e entry) {
+		if e.open() {
+			visit(e)
 		}
 	})
+}
+
+// deleteEntry deletes an entry and what leads to it; false if it was gone already.
+func (s *shared) deleteEntry(key bpf.SharedZsKey, owner bpf.SharedZsOwner) bool {
+	for _, v := range []uint64{owner.Context, owner.Connection, owner.TaskId} {
+		if v != 0 {
+			_ = s.index.Delete(bpf.SharedZsIndexKey{Value: v, Tgid: key.Tgid}) // HTTP/1 has no entry for its context
+		}
+	}
+	return s.calls.Delete(key) == nil
 }
 
 // loaded is an instrumentor whose maps exist; its programs are loaded when the
@@ -164,14 +211,13 @@ type loaded struct {
 	number   uint16
 	coll     *ebpf.CollectionSpec
 	base     *ebpf.Collection // the maps
-	calls    *ebpf.Map
 	layouts  *ebpf.Map
 	programs map[string]*ebpf.Program
 	layout   map[string]uint32 // index in layouts, by content
 }
 
-// DefaultMaxOpenCalls is how many calls of one instrumentor can be open at a time
-// in all targets. An entry of the largest instrumentor takes about 1 KB.
+// DefaultMaxOpenCalls is how many calls can be open at a time in all targets. An
+// entry takes about 1.2 KB.
 const DefaultMaxOpenCalls = 8192
 
 func (a *Agent) load(spec *instrumentors.Spec, number uint16) (*loaded, error) {
@@ -196,17 +242,21 @@ func (a *Agent) load(spec *instrumentors.Spec, number uint16) (*loaded, error) {
 	if err := coll.Variables["zs_bounds"].Set(bounds); err != nil {
 		return nil, err
 	}
-	coll.Maps["calls"].MaxEntries = a.cfg.MaxOpenCalls
-	coll.Maps["zs_ring"].MaxEntries = a.cfg.RingSize
+	replacements := map[string]*ebpf.Map{}
+	for name, m := range a.shared.maps {
+		if spec := coll.Maps[name]; spec != nil {
+			spec.MaxEntries, replacements[name] = m.MaxEntries(), m
+		}
+	}
 	for _, p := range coll.Programs {
 		p.AttachType = ebpf.AttachTraceUprobeMulti
 	}
 	maps := coll.Copy()
 	maps.Programs = nil
-	if l.base, err = ebpf.NewCollectionWithOptions(maps, ebpf.CollectionOptions{MapReplacements: a.shared.replacements()}); err != nil {
+	if l.base, err = ebpf.NewCollectionWithOptions(maps, ebpf.CollectionOptions{MapReplacements: replacements}); err != nil {
 		return nil, fmt.Errorf("create the BPF maps of %s: %w", spec.Name, err)
 	}
-	l.calls, l.layouts = l.base.Maps["calls"], l.base.Maps["layouts"]
+	l.layouts = l.base.Maps["layouts"]
 	return l, nil
 }
 

@@ -8,6 +8,7 @@ import (
 	"os"
 	"strings"
 	"time"
+	"unsafe"
 
 	"github.com/cilium/ebpf/link"
 
@@ -27,6 +28,7 @@ type target struct {
 	starts    []link.Link
 	ends      []link.Link
 	adaptive  []*adaptive
+	types     []instrumentors.GoType
 	cancel    context.CancelFunc
 }
 
@@ -39,24 +41,13 @@ func OpenExe(p *procdiscovery.Process) (*os.File, error) {
 	return f, err
 }
 
-// Plan plans all instrumentors for a process and its executable.
-func Plan(p *procdiscovery.Process, f *os.File) (plans []PlanResult, goVersion string, err error) {
-	goVersion = goVersionOf(f)
-	b, err := offsets.Open(f)
-	if err != nil {
-		return nil, goVersion, fmt.Errorf("%s: %w", p.Exe, err)
-	}
-	defer func() { _ = b.Close() }()
-	for _, spec := range instrumentors.All() {
-		r := PlanResult{Spec: spec}
-		err := b.Guard(func() (err error) {
-			r.Plan, err = instrumentors.MakePlan(spec, b)
-			return err
-		})
-		r.Err = err
-		plans = append(plans, r)
-	}
-	return plans, goVersion, nil
+// Planned is what would be done with a process.
+type Planned struct {
+	GoVersion string
+	Results   []PlanResult
+	Types     []instrumentors.GoType
+	Bias      uint64 // what was added to the executable's addresses when it was loaded
+	BiasErr   error  // why that is not known
 }
 
 // PlanResult is what one instrumentor would do, or why it does nothing.
@@ -66,13 +57,40 @@ type PlanResult struct {
 	Err  error
 }
 
+// Plan plans all instrumentors for a process and its executable.
+func Plan(p *procdiscovery.Process, f *os.File) (*Planned, error) {
+	planned := &Planned{GoVersion: goVersionOf(f)}
+	b, err := offsets.Open(f)
+	if err != nil {
+		return planned, fmt.Errorf("%s: %w", p.Exe, err)
+	}
+	defer func() { _ = b.Close() }()
+	for _, spec := range instrumentors.All() {
+		r := PlanResult{Spec: spec}
+		r.Err = b.Guard(func() (err error) {
+			r.Plan, err = instrumentors.MakePlan(spec, b)
+			return err
+		})
+		planned.Results = append(planned.Results, r)
+	}
+	if err := b.Guard(func() error { planned.Types = instrumentors.GoTypes(b); return nil }); err != nil {
+		return planned, err
+	}
+	start, offset, err := p.Mapping()
+	if err == nil {
+		planned.Bias, err = b.Bias(start, offset)
+	}
+	planned.BiasErr = err
+	return planned, nil
+}
+
 // attach plans and attaches all instrumentors that fit the process.
 func (a *Agent) attach(ctx context.Context, p *procdiscovery.Process) error {
 	exe, err := OpenExe(p)
 	if err != nil {
 		return err
 	}
-	plans, goVersion, err := Plan(p, exe)
+	planned, err := Plan(p, exe)
 	if err != nil {
 		_ = exe.Close()
 		return fmt.Errorf("%w: %w: see zerospan explain --pid %d", ErrNothingTraceable, err, p.PID)
@@ -85,14 +103,21 @@ func (a *Agent) attach(ctx context.Context, p *procdiscovery.Process) error {
 		service = p.Name()
 	}
 	a.nextID++
-	t := &target{id: a.nextID, process: p, exe: exe, telemetry: telemetry.NewTarget(p.PID, service, resourceOf(p, service, goVersion))}
+	t := &target{id: a.nextID, process: p, exe: exe, telemetry: telemetry.NewTarget(p.PID, service, resourceOf(p, service, planned.GoVersion))}
 	// Known before its first record can arrive.
 	a.mu.Lock()
 	a.byID[t.id] = t
 	a.mu.Unlock()
+	if planned.BiasErr != nil {
+		a.log.Debug("some parents and types of errors will not be known", "pid", p.PID, "reason", planned.BiasErr)
+	}
+	t.types = planned.Types
+	if err := a.shared.describe(t.id, planned.Bias, planned.Types); err != nil {
+		a.log.Warn("some parents and types of errors will not be known", "pid", p.PID, "reason", err)
+	}
 	var attached []string
 	var failed error
-	for _, r := range plans {
+	for _, r := range planned.Results {
 		if errors.Is(r.Err, instrumentors.ErrAbsent) || errors.Is(r.Err, offsets.ErrNotGo) {
 			continue
 		}
@@ -192,22 +217,24 @@ func (a *Agent) attachSite(t *target, l *loaded, site instrumentors.PlannedSite,
 	if err != nil {
 		return nil, err
 	}
-	// The last check before the kernel writes a breakpoint there.
-	now := make([]byte, len(site.Found.Bytes))
-	if _, err := t.exe.ReadAt(now, int64(site.Found.FileOffset)); err != nil || !bytes.Equal(now, site.Found.Bytes) {
-		return nil, fmt.Errorf("%s is not what it was: refused", site.Found.Func.Name)
+	name := site.Found[0].Func.Name
+	var addresses, cookies []uint64
+	for _, found := range site.Found {
+		// The last check before the kernel writes a breakpoint there.
+		now := make([]byte, len(found.Bytes))
+		if _, err := t.exe.ReadAt(now, int64(found.FileOffset)); err != nil || !bytes.Equal(now, found.Bytes) {
+			return nil, fmt.Errorf("%s is not what it was: refused", name)
+		}
+		addresses = append(addresses, found.FileOffset)
+		cookies = append(cookies, cookie(t.id, layout, found.StackCheck))
 	}
 	ex, err := link.OpenExecutable(fmt.Sprintf("/proc/self/fd/%d", t.exe.Fd()))
 	if err != nil {
 		return nil, fmt.Errorf("open the executable: %w", err)
 	}
-	k, err := ex.UprobeMulti(nil, p, &link.UprobeMultiOptions{
-		Addresses: []uint64{site.Found.FileOffset},
-		Cookies:   []uint64{cookie(t.id, layout, site.Found.StackCheck)},
-		PID:       uint32(t.process.PID),
-	})
+	k, err := ex.UprobeMulti(nil, p, &link.UprobeMultiOptions{Addresses: addresses, Cookies: cookies, PID: uint32(t.process.PID)})
 	if err != nil {
-		return nil, fmt.Errorf("attach to %s: %w", site.Found.Func.Name, err)
+		return nil, fmt.Errorf("attach to %s: %w", name, err)
 	}
 	return k, nil
 }
@@ -243,6 +270,7 @@ func (t *target) detach() {
 // forget ends a target that has no probes any more.
 func (a *Agent) forget(t *target) {
 	_ = t.exe.Close()
+	a.shared.forget(t.id, t.types)
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	delete(a.byID, t.id)
@@ -267,26 +295,32 @@ func (a *Agent) remove(t *target) {
 func (a *Agent) abandon(id uint32, reason string) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	for _, l := range a.loaded {
-		type entry struct {
-			key  []byte
-			open bool
+	type found struct {
+		key   bpf.SharedZsKey
+		owner bpf.SharedZsOwner
+		open  bool
+	}
+	var entries []found
+	err := a.shared.eachEntry(func(e entry) {
+		if e.head.Target == id {
+			whole := (*bpf.SharedZsEntry)(unsafe.Pointer(unsafe.SliceData(e.raw)))
+			entries = append(entries, found{*e.key, whole.Owner, e.open()})
 		}
-		var entries []entry
-		err := l.eachEntry(func(key []byte, head *bpf.SharedZsHead, _ []byte) {
-			if head.Target == id {
-				entries = append(entries, entry{append([]byte(nil), key...), head.Start != 0})
-			}
-		})
-		if err != nil {
-			a.log.Warn("open calls could not be closed", "error", err)
-		}
-		for _, e := range entries {
-			if l.calls.Delete(e.key) == nil && e.open {
-				a.abandoned[reason]++
-			}
+	})
+	if err != nil {
+		a.log.Warn("open calls could not be closed", "error", err)
+	}
+	for _, e := range entries {
+		if a.shared.deleteEntry(e.key, e.owner) && e.open {
+			a.abandoned[reason]++
 		}
 	}
+}
+
+// stuckCall is an open call that was listed.
+type stuckCall struct {
+	key   bpf.SharedZsKey
+	start uint64
 }
 
 // sweep lists calls that have been open for long and collects what the ring had no room for.
@@ -297,26 +331,23 @@ func (a *Agent) sweep(now time.Time) {
 	a.takeFallback()
 	a.clock.sync()
 	limit := a.cfg.StuckAfter
-	open := map[string]bool{}
+	open := map[stuckCall]bool{}
 	var c telemetry.Call
-	for _, l := range a.loaded {
-		err := l.eachOpen(func(key []byte, head *bpf.SharedZsHead, raw []byte) {
-			start := a.clock.unix(head.Start)
-			if now.UnixNano()-start < limit.Nanoseconds() {
-				return
-			}
-			k := string(key) + fmt.Sprint(head.Start)
-			open[k] = true
-			t := a.byID[head.Target]
-			c.Reset()
-			if a.stuck[k] || t == nil || l.spec.Decode(raw, &c) != nil {
-				return
-			}
-			a.unfinished(t, l, head, &c, now)
-		})
-		if err != nil {
-			a.log.Warn("open calls could not be listed", "error", err)
+	err := a.shared.eachOpen(func(e entry) {
+		if now.UnixNano()-a.clock.unix(e.head.Start) < limit.Nanoseconds() {
+			return
 		}
+		k := stuckCall{*e.key, e.head.Start}
+		open[k] = true
+		t, l := a.byID[e.head.Target], a.byNumber(e.head.Instrumentor)
+		c.Reset()
+		if a.stuck[k] || t == nil || l == nil || l.spec.Decode(e.raw, &c) != nil {
+			return
+		}
+		a.unfinished(t, l, e.head, &c, now)
+	})
+	if err != nil {
+		a.log.Warn("open calls could not be listed", "error", err)
 	}
 	a.stuck = open
 }

@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
 /*
  * How a Go program's registers and memory are read: the register ABI of
- * amd64 (Go's internal/abi, ABIInternal, since Go 1.17), strings, and the two
- * map implementations (buckets up to Go 1.23, Swiss tables since 1.24).
+ * amd64 (Go's internal/abi, ABIInternal, since Go 1.17), strings, interfaces,
+ * contexts, errors, and the two map implementations (buckets up to Go 1.23,
+ * Swiss tables since 1.24).
  */
 #pragma once
 
@@ -24,14 +25,81 @@ struct go_string {
 	__u64 len;
 };
 
-/* Offsets in runtime.g and runtime._panic. */
+/* An interface value other than any. */
+struct go_iface {
+	__u64 itab;
+	__u64 data;
+};
+
+/* Offsets in the runtime's structs, and addresses as the file has them. */
 struct go_runtime_layout {
+	__u64 types;   /* what name offsets in type descriptors count from */
+	__u64 goidgen; /* runtime.sched.goidgen: the last goroutine id of the last batch; 0 if unknown */
+	__u32 g_m, m_p;
+	__u32 p_goidcache, p_goidcacheend; /* the batch that a P gives ids out of */
+	__u32 g_stack_hi;
 	__u32 g_goid;
 	__u32 g_parent_goid; /* since Go 1.21 */
 	__u32 g_panic;
 	__u32 panic_goexit;
 	__u32 panic_arg;
+	__u32 pad;
 };
+
+/* What a type has to do with contexts and errors. The key of go_types. */
+struct go_type_key {
+	__u32 target;
+	__u32 hash; /* abi.Type.Hash: of a pointer type, that of what it points to */
+};
+
+enum go_type_flag {
+	GO_TYPE_CONTEXT = 1 << 0, /* a context; next is the context that it was derived from */
+	GO_TYPE_CANCEL = 1 << 1,  /* context.cancelCtx, which servers make for each request */
+	GO_TYPE_CANCELS = 1 << 2, /* has a context.cancelCtx at its start */
+	GO_TYPE_ERROR = 1 << 3,	  /* an error; next is the error that it wraps, or absent */
+	GO_TYPE_TEXT = 1 << 4,	  /* an error whose text is a field */
+};
+
+struct go_type {
+	__u32 flags; /* enum go_type_flag; 0: a type that does not matter */
+	__u32 next;  /* offset of an interface */
+	__u32 text;  /* offset of a string */
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, 65536);
+	__type(key, struct go_type_key);
+	__type(value, struct go_type);
+} go_types SEC(".maps");
+
+/* From an itab's address to its type: an itab stays where it is as long as the process lives. */
+struct go_itab_key {
+	__u64 itab;
+	__u32 target;
+	__u32 pad;
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 4096);
+	__type(key, struct go_itab_key);
+	__type(value, struct go_type);
+} go_itabs SEC(".maps");
+
+/* Offsets in internal/abi.ITab, Type and PtrType (before Go 1.20 in reflect), 1.18 to 1.27. */
+#define GO_ITAB_TYPE	8
+#define GO_TYPE_HASH	16
+#define GO_TYPE_TFLAG	20
+#define GO_TYPE_KIND	23
+#define GO_TYPE_STR	40
+#define GO_TYPE_SIZE	48
+#define GO_PTRTYPE_ELEM 48
+
+#define GO_KIND_MASK	    31
+#define GO_KIND_POINTER	    22
+#define GO_TFLAG_EXTRA_STAR 2
 
 enum go_map_kind {
 	GO_MAP_NONE,
@@ -74,11 +142,12 @@ static __always_inline bool go_is_stack_growth(struct pt_regs *ctx, __u64 cookie
  * which no other goroutine has before this one has ended. (The goroutine's id
  * would have to be read from memory at each hit.)
  */
-static __always_inline struct zs_key go_key(struct pt_regs *ctx)
+static __always_inline struct zs_key go_key(struct pt_regs *ctx, __u32 slot)
 {
 	struct zs_key key = {
 	    .task = GO_G(ctx),
 	    .tgid = zs_tgid(),
+	    .slot = slot,
 	};
 	return key;
 }
@@ -322,4 +391,216 @@ static __always_inline void go_adopt_traceparent(struct zs_head *head, const str
 	if (value->len > GO_TRACEPARENT_LEN && scratch[0] == '0' && scratch[1] == '0')
 		return;
 	go_parse_traceparent(head, scratch);
+}
+
+/* What is known of the type of an interface value. */
+static __noinline const struct go_type *go_type_of(__u32 target, __u64 itab)
+{
+	struct go_itab_key key = {.itab = itab, .target = target};
+	const struct go_type *known = bpf_map_lookup_elem(&go_itabs, &key);
+	struct go_type_key by = {.target = target};
+	struct go_type found = {};
+	__u64 type, head[3] = {};
+	__u32 kind;
+
+	if (known)
+		return known;
+	type = zs_read_u64(itab, GO_ITAB_TYPE);
+	if (!type || !zs_read(head, sizeof(head), type))
+		return NULL;
+	kind = head[GO_TYPE_KIND / 8] >> GO_TYPE_KIND % 8 * 8 & GO_KIND_MASK;
+	by.hash = head[GO_TYPE_HASH / 8];
+	if (kind == GO_KIND_POINTER) {
+		type = zs_read_u64(type, GO_PTRTYPE_ELEM);
+		if (!type || !zs_read(&by.hash, sizeof(by.hash), type + GO_TYPE_HASH))
+			return NULL;
+	}
+	known = bpf_map_lookup_elem(&go_types, &by);
+	if (known)
+		found = *known;
+	bpf_map_update_elem(&go_itabs, &key, &found, BPF_ANY);
+	return bpf_map_lookup_elem(&go_itabs, &key);
+}
+
+#define GO_CONTEXT_MAX 48 /* contexts around one another that are looked at */
+
+/*
+ * Walks up from a context to one that an open call began with. net/http's server
+ * makes one for each connection, and from it one for each request: an HTTP/1
+ * connection is indexed once by its own, and the request's must be the one below.
+ */
+static __noinline void *go_context_owner(__u32 target, __u32 tgid, __u64 itab, __u64 data, void *own)
+{
+	struct go_iface context = {itab, data};
+	__u64 below = 0, at;
+
+	for (int i = 0; i < GO_CONTEXT_MAX; i++) {
+		const struct go_type *type;
+		struct zs_owner *owner;
+		void *call;
+
+		at = context.data;
+		if (!context.itab || !at)
+			return NULL;
+		type = go_type_of(target, context.itab);
+		if (!type || !(type->flags & GO_TYPE_CONTEXT))
+			return NULL;
+		if (type->flags & GO_TYPE_CANCEL) {
+			if (own && zs_owner_of(own)->context == at)
+				return own;
+			call = zs_open_by(at, tgid);
+			if (call) {
+				owner = zs_owner_of(call);
+				if (owner->context == at || (below && owner->context == below))
+					return call;
+			}
+			below = at;
+		}
+		if (!zs_read(&context, sizeof(context), at + type->next))
+			return NULL;
+	}
+	return NULL;
+}
+
+/*
+ * The open call of the goroutine that started this one, if it is certain that it
+ * did so during that call: goroutine ids are given out in ascending batches, one
+ * for each P (runtime.newproc1), and this id had not been when the call began.
+ */
+static __always_inline void *go_starter(__u64 goid, __u64 parent_goid, __u32 tgid)
+{
+	struct zs_owner *owner;
+	void *call = parent_goid ? zs_open_by(parent_goid, tgid) : NULL;
+
+	if (!call)
+		return NULL;
+	owner = zs_owner_of(call);
+	if (owner->task_id != parent_goid)
+		return NULL;
+	if (goid >= owner->next || (goid >= owner->low && goid < owner->high))
+		return call;
+	owner->asked = 1;
+	return NULL;
+}
+
+/* What a call that makes no children knows of its goroutine. */
+struct go_caller {
+	__u64 goid, parent_goid;
+	__u64 stack; /* bytes in use: who was called later has more, also when the stack moves */
+};
+
+/*
+ * Finds the parent of a call, in the order of certainty: the context that was
+ * handed to it, its own goroutine, the one that started it.
+ */
+static __always_inline void go_adopt_parent(struct zs_head *head, const struct zs_key *call,
+					    const struct go_iface *context, const struct go_caller *caller)
+{
+	struct zs_key key = {.task = call->task, .tgid = call->tgid, .slot = ZS_OWNER};
+	void *own = zs_open_call(&key), *parent;
+
+	if (own && zs_owner_of(own)->context == context->data) {
+		parent = own;
+	} else {
+		parent = go_context_owner(head->target, key.tgid, context->itab, context->data, own);
+		if (!parent)
+			parent = own;
+		if (!parent)
+			parent = go_starter(caller->goid, caller->parent_goid, key.tgid);
+	}
+	if (parent)
+		zs_adopt_parent(head, parent);
+}
+
+/* Reads which goroutine ids have not been given out yet. */
+static __always_inline void go_read_ids(struct pt_regs *ctx, const struct go_runtime_layout *rt, __u32 target,
+					struct zs_owner *owner)
+{
+	const struct zs_process *process;
+	__u64 m, p, last;
+
+	if (rt->g_m == ZS_ABSENT || rt->m_p == ZS_ABSENT || rt->p_goidcache == ZS_ABSENT ||
+	    rt->p_goidcacheend == ZS_ABSENT || !rt->goidgen)
+		return;
+	process = bpf_map_lookup_elem(&zs_processes, &target);
+	m = zs_read_u64(GO_G(ctx), rt->g_m);
+	p = m ? zs_read_u64(m, rt->m_p) : 0;
+	if (!process || !p || !zs_read(&last, sizeof(last), process->bias + rt->goidgen))
+		return;
+	owner->low = zs_read_u64(p, rt->p_goidcache);
+	owner->high = zs_read_u64(p, rt->p_goidcacheend);
+	owner->next = last + 1;
+}
+
+/*
+ * Makes a server's call, whose context is noted, findable by its children. alone says that the goroutine
+ * was started for this call and runs no other.
+ */
+static __always_inline void go_own(struct pt_regs *ctx, void *call, const struct go_runtime_layout *rt,
+				   const struct zs_key *key, __u32 target, bool alone)
+{
+	struct zs_owner *owner = zs_owner_of(call);
+	bool first = owner->begun == 0;
+
+	if (first && rt->g_parent_goid != ZS_ABSENT)
+		zs_index_set(owner->task_id, key->tgid, key->task);
+	if (alone) {
+		owner->next = 0; /* whoever it started, it did during the call */
+		zs_index_set(owner->context, key->tgid, key->task);
+		return;
+	}
+	if (first) {
+		const struct go_type *type = owner->itab ? go_type_of(target, owner->itab) : NULL;
+		struct go_iface of_connection = {};
+
+		if (type && type->flags & GO_TYPE_CANCEL &&
+		    zs_read(&of_connection, sizeof(of_connection), owner->context + type->next)) {
+			owner->connection = of_connection.data;
+			zs_index_set(owner->connection, key->tgid, key->task);
+		}
+	}
+	owner->low = owner->high = 0;
+	owner->next = ~0ULL;
+	if ((first || owner->asked) && rt->g_parent_goid != ZS_ABSENT)
+		go_read_ids(ctx, rt, target, owner);
+}
+
+#define GO_ERROR_MAX 8 /* errors around one another that are looked at */
+
+/* The error that is wrapped innermost. */
+static __noinline int go_innermost_error(__u32 target, struct go_iface *error)
+{
+	for (int i = 0; i < GO_ERROR_MAX; i++) {
+		const struct go_type *type = go_type_of(target, error->itab);
+		struct go_iface inner = {};
+
+		if (!type || !(type->flags & GO_TYPE_ERROR) || type->next == ZS_ABSENT ||
+		    !zs_read(&inner, sizeof(inner), error->data + type->next) || !inner.itab)
+			break;
+		*error = inner;
+	}
+	return 0;
+}
+
+/* The name of an interface value's type, as reflect would give it. */
+static __always_inline struct go_string go_type_name(const struct go_runtime_layout *rt, __u32 target,
+						     __u64 itab)
+{
+	const struct zs_process *process = bpf_map_lookup_elem(&zs_processes, &target);
+	__u64 type = zs_read_u64(itab, GO_ITAB_TYPE), head[GO_TYPE_SIZE / 8] = {}, at;
+	struct go_string name = {};
+	__u8 prefix[2] = {}; /* flags and length; no name of 128 bytes or more */
+
+	if (!process || !type || !rt->types || !zs_read(head, sizeof(head), type))
+		return name;
+	at = process->bias + rt->types + (__u32)head[GO_TYPE_STR / 8];
+	if (!zs_read(prefix, sizeof(prefix), at) || prefix[1] >= 0x80)
+		return name;
+	name.ptr = at + sizeof(prefix);
+	name.len = prefix[1];
+	if (head[GO_TYPE_TFLAG / 8] >> GO_TYPE_TFLAG % 8 * 8 & GO_TFLAG_EXTRA_STAR && name.len) {
+		name.ptr++;
+		name.len--;
+	}
+	return name;
 }

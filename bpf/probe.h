@@ -29,13 +29,14 @@ enum zs_flag {
 	ZS_FLAG_FAULT = 1 << 4,	       /* some read of the target's memory failed */
 	ZS_FLAG_EXTRA_USED = 1 << 5,   /* an extra site told what the end would not have known */
 	ZS_FLAG_EXTRA_MISSED = 1 << 6, /* an extra site could have told what the end did not know */
+	ZS_FLAG_LOCAL_PARENT = 1 << 7, /* the parent is a call of this process; trace ids are its own */
 };
 
 /* The head of every record; what follows it belongs to the instrumentor. */
 struct zs_head {
 	__u64 start;  /* ns, CLOCK_MONOTONIC */
 	__u64 end;    /* ns, CLOCK_MONOTONIC; 0 while the call is open */
-	__u64 task;   /* who runs the call: goroutine id */
+	__u64 task;   /* who runs the call: goroutine id, thread id */
 	__u32 tgid;   /* process id in the initial PID namespace */
 	__u32 target; /* the agent's number for the process, from the cookie */
 	__u16 instrumentor;
@@ -49,8 +50,43 @@ struct zs_head {
 
 _Static_assert(offsetof(struct zs_head, trace_id) % 8 == 0, "ids are written as words");
 
+/*
+ * A task has at most one call that can be the parent of others (a server's), and
+ * one of each instrumentor that only makes children.
+ */
+#define ZS_OWNER 0 /* zs_key.slot; otherwise 1 + the instrumentor's number: zs_slot() */
+
 struct zs_key {
 	__u64 task;
+	__u32 tgid;
+	__u32 slot;
+};
+
+/* What children find their parent by; kept beside a call, no part of its record. */
+struct zs_owner {
+	__u64 context;	  /* the address of the context that the call began with */
+	__u64 itab;	  /* and its type */
+	__u64 connection; /* that of the connection's context, or 0; both lead to the task through zs_index */
+	__u64 task_id;	  /* the task's id: goroutine id */
+	/*
+	 * Which ids of tasks had not been given out when the call began: those from
+	 * next on, and those in [low, high). Who has such an id began during the call.
+	 */
+	__u64 next, low, high;
+	__u32 asked; /* a task that might be a child was seen: the ids are worth reading */
+	__u32 begun; /* calls that the task has begun under this entry, but for the first */
+};
+
+#define ZS_CALL_MAX 1088 /* bytes of an instrumentor's struct call */
+
+struct zs_entry {
+	__u64 call[ZS_CALL_MAX / 8];
+	struct zs_owner owner;
+};
+
+/* From a context's address or a task's id to the task that has the call. */
+struct zs_index_key {
+	__u64 value;
 	__u32 tgid;
 	__u32 pad;
 };
@@ -122,17 +158,53 @@ struct {
 	__type(value, struct zs_fallback_value);
 } zs_fallback SEC(".maps");
 
+/* Calls that are open, of all instrumentors. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 8192); /* resized by the agent */
+	__type(key, struct zs_key);
+	__type(value, struct zs_entry);
+} zs_calls SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 16384); /* twice zs_calls */
+	__type(key, struct zs_index_key);
+	__type(value, __u64);
+} zs_index SEC(".maps");
+
+/* What a new entry starts as: there is no stack or per-CPU memory of that size. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct zs_entry);
+} zs_blank SEC(".maps");
+
+/* What the agent knows of a process; the key is the target's number. */
+struct zs_process {
+	__u64 bias; /* what to add to an address of the file */
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, 16384);
+	__type(key, __u32);
+	__type(value, struct zs_process);
+} zs_processes SEC(".maps");
+
 /*
  * A task that runs one call after another (the goroutine of an HTTP/1
- * connection) can keep its entry in the instrumentor's map "calls" between them,
- * with head.start 0: to make and delete one costs a tenth of a call. Only while
- * the map is less than half full: who idles must not displace calls.
+ * connection) can keep its entry in zs_calls between them, with head.start 0: to
+ * make and delete one costs a tenth of a call. Only while the map is less than
+ * half full: who idles must not displace calls.
  */
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
 	__uint(max_entries, 1);
 	__type(key, __u32);
-	__type(value, __u64); /* entries in calls; the agent corrects it, since it deletes some */
+	__type(value, __u64); /* entries in zs_calls; the agent corrects it, since it deletes some */
 } zs_entries SEC(".maps");
 
 /* Set by the agent before the programs are loaded. */
@@ -204,8 +276,8 @@ static __always_inline __u64 zs_mix(__u64 x)
 }
 
 /*
- * Gives the call an identity: a span id always, a trace id unless the caller
- * sent one. Both come from what is unique to the call, mixed with the agent's
+ * Gives the call an identity: a span id always, a trace id unless a parent has
+ * one. Both come from what is unique to the call, mixed with the agent's
  * seed: six calls of bpf_get_prandom_u32 cost more than the mixing.
  */
 static __always_inline void zs_identify(struct zs_head *head)
@@ -213,10 +285,142 @@ static __always_inline void zs_identify(struct zs_head *head)
 	__u64 id = zs_mix(zs_mix(head->start ^ zs_seed[0]) ^ ((__u64)head->tgid << 32 ^ head->task));
 
 	*(__u64 *)head->span_id = zs_mix(id + 1);
-	if (head->flags & ZS_FLAG_TRACEPARENT)
+	if (head->flags & (ZS_FLAG_TRACEPARENT | ZS_FLAG_LOCAL_PARENT))
 		return;
 	*(__u64 *)head->trace_id = zs_mix(id ^ zs_seed[1]);
 	*(__u64 *)(head->trace_id + 8) = zs_mix(id + zs_seed[1]);
+}
+
+static __always_inline __u32 zs_slot(void)
+{
+	return 1 + zs_instrumentor;
+}
+
+static __always_inline struct zs_head *zs_head_of(struct zs_entry *entry)
+{
+	return (struct zs_head *)entry->call;
+}
+
+static __always_inline struct zs_owner *zs_owner_of(void *call)
+{
+	return call + offsetof(struct zs_entry, owner);
+}
+
+static __always_inline __u64 *zs_entry_count(void)
+{
+	__u32 zero = 0;
+
+	return bpf_map_lookup_elem(&zs_entries, &zero);
+}
+
+/* A blank entry for a task that has none; NULL, and counted, if there is no room. */
+static __always_inline void *zs_make_entry(const struct zs_key *key)
+{
+	__u32 zero = 0;
+	void *entry = bpf_map_lookup_elem(&zs_blank, &zero);
+	__u64 *n;
+
+	if (!entry)
+		return NULL;
+	if (bpf_map_update_elem(&zs_calls, key, entry, BPF_ANY)) {
+		zs_count(ZS_EVICTED);
+		return NULL;
+	}
+	n = zs_entry_count();
+	if (n)
+		__sync_fetch_and_add(n, 1);
+	return bpf_map_lookup_elem(&zs_calls, key);
+}
+
+static __always_inline void zs_delete_entry(const struct zs_key *key)
+{
+	__u64 *n = zs_entry_count();
+
+	if (bpf_map_delete_elem(&zs_calls, key) == 0 && n)
+		__sync_fetch_and_add(n, -1);
+}
+
+/*
+ * Leads children that know value (an address, a task's id) to task. Without room
+ * for it they find no parent: that is not worth a call.
+ */
+static __always_inline void zs_index_set(__u64 value, __u32 tgid, __u64 task)
+{
+	struct zs_index_key key = {.value = value, .tgid = tgid};
+
+	if (value)
+		bpf_map_update_elem(&zs_index, &key, &task, BPF_ANY);
+}
+
+static __always_inline void zs_index_delete(__u64 value, __u32 tgid)
+{
+	struct zs_index_key key = {.value = value, .tgid = tgid};
+
+	if (value)
+		bpf_map_delete_elem(&zs_index, &key);
+}
+
+/* Children don't find the call any more. */
+static __noinline int zs_disown(void *call, __u32 tgid)
+{
+	struct zs_owner *owner = zs_owner_of(call);
+
+	zs_index_delete(owner->context, tgid);
+	zs_index_delete(owner->connection, tgid);
+	zs_index_delete(owner->task_id, tgid);
+	__builtin_memset(owner, 0, sizeof(*owner));
+	return 0;
+}
+
+/* Deletes the entry of a task that can have children. */
+static __always_inline void zs_delete_owner(const struct zs_key *key, void *call)
+{
+	zs_disown(call, key->tgid);
+	zs_delete_entry(key);
+}
+
+/* The entry of the open call that has the key, or NULL. */
+static __always_inline void *zs_open_call(const struct zs_key *key)
+{
+	struct zs_entry *entry = bpf_map_lookup_elem(&zs_calls, key);
+
+	return entry && zs_head_of(entry)->start ? entry : NULL;
+}
+
+/* The open call of the task that value leads to. */
+static __always_inline void *zs_open_by(__u64 value, __u32 tgid)
+{
+	struct zs_index_key by = {.value = value, .tgid = tgid};
+	struct zs_key key = {.tgid = tgid, .slot = ZS_OWNER};
+	__u64 *task = bpf_map_lookup_elem(&zs_index, &by);
+
+	if (!task)
+		return NULL;
+	key.task = *task;
+	return zs_open_call(&key);
+}
+
+/*
+ * Makes the call a child of parent, which another CPU may end meanwhile and
+ * begin anew: then there is no parent, rather than a wrong one.
+ */
+static __always_inline void zs_adopt_parent(struct zs_head *head, const void *parent_call)
+{
+	const volatile struct zs_head *parent = parent_call;
+	__u64 start = parent->start, trace_id[2], parent_id;
+	__u16 flags = parent->flags;
+	__u8 trace_flags = parent->trace_flags;
+
+	trace_id[0] = *(const volatile __u64 *)parent->trace_id;
+	trace_id[1] = *(const volatile __u64 *)(parent->trace_id + 8);
+	parent_id = *(const volatile __u64 *)parent->span_id;
+	if (!start || parent->start != start || !parent_id)
+		return;
+	*(__u64 *)head->trace_id = trace_id[0];
+	*(__u64 *)(head->trace_id + 8) = trace_id[1];
+	*(__u64 *)head->parent_id = parent_id;
+	head->trace_flags = trace_flags;
+	head->flags |= ZS_FLAG_LOCAL_PARENT | (flags & ZS_FLAG_TRACEPARENT);
 }
 
 /* Keeps the compiler from proving a bound away that the verifier has to see. */

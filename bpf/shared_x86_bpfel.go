@@ -13,6 +13,13 @@ import (
 	"github.com/cilium/ebpf"
 )
 
+type SharedGoItabKey struct {
+	_      structs.HostLayout
+	Itab   uint64
+	Target uint32
+	Pad    uint32
+}
+
 type SharedGoMapKind uint32
 
 const (
@@ -37,12 +44,44 @@ type SharedGoMapLayout struct {
 }
 
 type SharedGoRuntimeLayout struct {
-	_            structs.HostLayout
-	G_goid       uint32
-	G_parentGoid uint32
-	G_panic      uint32
-	PanicGoexit  uint32
-	PanicArg     uint32
+	_              structs.HostLayout
+	Types          uint64
+	Goidgen        uint64
+	G_m            uint32
+	M_p            uint32
+	P_goidcache    uint32
+	P_goidcacheend uint32
+	G_stackHi      uint32
+	G_goid         uint32
+	G_parentGoid   uint32
+	G_panic        uint32
+	PanicGoexit    uint32
+	PanicArg       uint32
+	Pad            uint32
+	_              [4]byte
+}
+
+type SharedGoType struct {
+	_     structs.HostLayout
+	Flags uint32
+	Next  uint32
+	Text  uint32
+}
+
+type SharedGoTypeFlag uint32
+
+const (
+	SharedGoTypeFlagGO_TYPE_CONTEXT SharedGoTypeFlag = 1
+	SharedGoTypeFlagGO_TYPE_CANCEL  SharedGoTypeFlag = 2
+	SharedGoTypeFlagGO_TYPE_CANCELS SharedGoTypeFlag = 4
+	SharedGoTypeFlagGO_TYPE_ERROR   SharedGoTypeFlag = 8
+	SharedGoTypeFlagGO_TYPE_TEXT    SharedGoTypeFlag = 16
+)
+
+type SharedGoTypeKey struct {
+	_      structs.HostLayout
+	Target uint32
+	Hash   uint32
 }
 
 type SharedZsControl struct {
@@ -66,6 +105,12 @@ const (
 	SharedZsCounterZS_SKIPPED       SharedZsCounter = 9
 	SharedZsCounterZS_COUNTERS      SharedZsCounter = 16
 )
+
+type SharedZsEntry struct {
+	_     structs.HostLayout
+	Call  [136]uint64
+	Owner SharedZsOwner
+}
 
 type SharedZsFallbackKey struct {
 	_            structs.HostLayout
@@ -93,6 +138,7 @@ const (
 	SharedZsFlagZS_FLAG_FAULT        SharedZsFlag = 16
 	SharedZsFlagZS_FLAG_EXTRA_USED   SharedZsFlag = 32
 	SharedZsFlagZS_FLAG_EXTRA_MISSED SharedZsFlag = 64
+	SharedZsFlagZS_FLAG_LOCAL_PARENT SharedZsFlag = 128
 )
 
 type SharedZsHead struct {
@@ -111,21 +157,66 @@ type SharedZsHead struct {
 	ParentId     [8]uint8
 }
 
+type SharedZsIndexKey struct {
+	_     structs.HostLayout
+	Value uint64
+	Tgid  uint32
+	Pad   uint32
+}
+
+type SharedZsKey struct {
+	_    structs.HostLayout
+	Task uint64
+	Tgid uint32
+	Slot uint32
+}
+
+type SharedZsOwner struct {
+	_          structs.HostLayout
+	Context    uint64
+	Itab       uint64
+	Connection uint64
+	TaskId     uint64
+	Next       uint64
+	Low        uint64
+	High       uint64
+	Asked      uint32
+	Begun      uint32
+}
+
+type SharedZsProcess struct {
+	_    structs.HostLayout
+	Bias uint64
+}
+
 // Names of all BPF objects in the ELF.
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
+	SharedMapGoItabs        = "go_itabs"
+	SharedMapGoTypes        = "go_types"
+	SharedMapZsBlank        = "zs_blank"
+	SharedMapZsCalls        = "zs_calls"
 	SharedMapZsCounts       = "zs_counts"
 	SharedMapZsCtl          = "zs_ctl"
 	SharedMapZsEntries      = "zs_entries"
 	SharedMapZsFallback     = "zs_fallback"
+	SharedMapZsIndex        = "zs_index"
+	SharedMapZsProcesses    = "zs_processes"
 	SharedMapZsRing         = "zs_ring"
 	SharedVarUnusedCounter  = "unused_counter"
+	SharedVarUnusedEntry    = "unused_entry"
 	SharedVarUnusedFlag     = "unused_flag"
 	SharedVarUnusedHead     = "unused_head"
+	SharedVarUnusedIndexKey = "unused_index_key"
+	SharedVarUnusedKey      = "unused_key"
 	SharedVarUnusedKind     = "unused_kind"
 	SharedVarUnusedMap      = "unused_map"
+	SharedVarUnusedProcess  = "unused_process"
 	SharedVarUnusedRuntime  = "unused_runtime"
+	SharedVarUnusedType     = "unused_type"
+	SharedVarUnusedTypeFlag = "unused_type_flag"
+	SharedVarUnusedTypeKey  = "unused_type_key"
 	SharedVarZsBounds       = "zs_bounds"
 	SharedVarZsInstrumentor = "zs_instrumentor"
 	SharedVarZsKeepBelow    = "zs_keep_below"
@@ -180,11 +271,17 @@ type SharedProgramSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type SharedMapSpecs struct {
-	ZsCounts   *ebpf.MapSpec `ebpf:"zs_counts"`
-	ZsCtl      *ebpf.MapSpec `ebpf:"zs_ctl"`
-	ZsEntries  *ebpf.MapSpec `ebpf:"zs_entries"`
-	ZsFallback *ebpf.MapSpec `ebpf:"zs_fallback"`
-	ZsRing     *ebpf.MapSpec `ebpf:"zs_ring"`
+	GoItabs     *ebpf.MapSpec `ebpf:"go_itabs"`
+	GoTypes     *ebpf.MapSpec `ebpf:"go_types"`
+	ZsBlank     *ebpf.MapSpec `ebpf:"zs_blank"`
+	ZsCalls     *ebpf.MapSpec `ebpf:"zs_calls"`
+	ZsCounts    *ebpf.MapSpec `ebpf:"zs_counts"`
+	ZsCtl       *ebpf.MapSpec `ebpf:"zs_ctl"`
+	ZsEntries   *ebpf.MapSpec `ebpf:"zs_entries"`
+	ZsFallback  *ebpf.MapSpec `ebpf:"zs_fallback"`
+	ZsIndex     *ebpf.MapSpec `ebpf:"zs_index"`
+	ZsProcesses *ebpf.MapSpec `ebpf:"zs_processes"`
+	ZsRing      *ebpf.MapSpec `ebpf:"zs_ring"`
 }
 
 // SharedVariableSpecs contains global variables before they are loaded into the kernel.
@@ -192,11 +289,18 @@ type SharedMapSpecs struct {
 // It can be passed ebpf.CollectionSpec.Assign.
 type SharedVariableSpecs struct {
 	UnusedCounter  *ebpf.VariableSpec `ebpf:"unused_counter"`
+	UnusedEntry    *ebpf.VariableSpec `ebpf:"unused_entry"`
 	UnusedFlag     *ebpf.VariableSpec `ebpf:"unused_flag"`
 	UnusedHead     *ebpf.VariableSpec `ebpf:"unused_head"`
+	UnusedIndexKey *ebpf.VariableSpec `ebpf:"unused_index_key"`
+	UnusedKey      *ebpf.VariableSpec `ebpf:"unused_key"`
 	UnusedKind     *ebpf.VariableSpec `ebpf:"unused_kind"`
 	UnusedMap      *ebpf.VariableSpec `ebpf:"unused_map"`
+	UnusedProcess  *ebpf.VariableSpec `ebpf:"unused_process"`
 	UnusedRuntime  *ebpf.VariableSpec `ebpf:"unused_runtime"`
+	UnusedType     *ebpf.VariableSpec `ebpf:"unused_type"`
+	UnusedTypeFlag *ebpf.VariableSpec `ebpf:"unused_type_flag"`
+	UnusedTypeKey  *ebpf.VariableSpec `ebpf:"unused_type_key"`
 	ZsBounds       *ebpf.VariableSpec `ebpf:"zs_bounds"`
 	ZsInstrumentor *ebpf.VariableSpec `ebpf:"zs_instrumentor"`
 	ZsKeepBelow    *ebpf.VariableSpec `ebpf:"zs_keep_below"`
@@ -223,19 +327,31 @@ func (o *SharedObjects) Close() error {
 //
 // It can be passed to LoadSharedObjects or ebpf.CollectionSpec.LoadAndAssign.
 type SharedMaps struct {
-	ZsCounts   *ebpf.Map `ebpf:"zs_counts"`
-	ZsCtl      *ebpf.Map `ebpf:"zs_ctl"`
-	ZsEntries  *ebpf.Map `ebpf:"zs_entries"`
-	ZsFallback *ebpf.Map `ebpf:"zs_fallback"`
-	ZsRing     *ebpf.Map `ebpf:"zs_ring"`
+	GoItabs     *ebpf.Map `ebpf:"go_itabs"`
+	GoTypes     *ebpf.Map `ebpf:"go_types"`
+	ZsBlank     *ebpf.Map `ebpf:"zs_blank"`
+	ZsCalls     *ebpf.Map `ebpf:"zs_calls"`
+	ZsCounts    *ebpf.Map `ebpf:"zs_counts"`
+	ZsCtl       *ebpf.Map `ebpf:"zs_ctl"`
+	ZsEntries   *ebpf.Map `ebpf:"zs_entries"`
+	ZsFallback  *ebpf.Map `ebpf:"zs_fallback"`
+	ZsIndex     *ebpf.Map `ebpf:"zs_index"`
+	ZsProcesses *ebpf.Map `ebpf:"zs_processes"`
+	ZsRing      *ebpf.Map `ebpf:"zs_ring"`
 }
 
 func (m *SharedMaps) Close() error {
 	return _SharedClose(
+		m.GoItabs,
+		m.GoTypes,
+		m.ZsBlank,
+		m.ZsCalls,
 		m.ZsCounts,
 		m.ZsCtl,
 		m.ZsEntries,
 		m.ZsFallback,
+		m.ZsIndex,
+		m.ZsProcesses,
 		m.ZsRing,
 	)
 }
@@ -245,11 +361,18 @@ func (m *SharedMaps) Close() error {
 // It can be passed to LoadSharedObjects or ebpf.CollectionSpec.LoadAndAssign.
 type SharedVariables struct {
 	UnusedCounter  *ebpf.Variable `ebpf:"unused_counter"`
+	UnusedEntry    *ebpf.Variable `ebpf:"unused_entry"`
 	UnusedFlag     *ebpf.Variable `ebpf:"unused_flag"`
 	UnusedHead     *ebpf.Variable `ebpf:"unused_head"`
+	UnusedIndexKey *ebpf.Variable `ebpf:"unused_index_key"`
+	UnusedKey      *ebpf.Variable `ebpf:"unused_key"`
 	UnusedKind     *ebpf.Variable `ebpf:"unused_kind"`
 	UnusedMap      *ebpf.Variable `ebpf:"unused_map"`
+	UnusedProcess  *ebpf.Variable `ebpf:"unused_process"`
 	UnusedRuntime  *ebpf.Variable `ebpf:"unused_runtime"`
+	UnusedType     *ebpf.Variable `ebpf:"unused_type"`
+	UnusedTypeFlag *ebpf.Variable `ebpf:"unused_type_flag"`
+	UnusedTypeKey  *ebpf.Variable `ebpf:"unused_type_key"`
 	ZsBounds       *ebpf.Variable `ebpf:"zs_bounds"`
 	ZsInstrumentor *ebpf.Variable `ebpf:"zs_instrumentor"`
 	ZsKeepBelow    *ebpf.Variable `ebpf:"zs_keep_below"`

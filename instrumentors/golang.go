@@ -1,13 +1,24 @@
 package instrumentors
 
 import (
+	"maps"
+	"slices"
+	"strings"
+
 	"github.com/zerospan/zerospan/bpf"
 	"github.com/zerospan/zerospan/offsets"
 )
 
-// GoRuntime returns the fields of a go_runtime_layout (bpf/go.h).
-func GoRuntime(l *bpf.SharedGoRuntimeLayout) []offsets.Field {
+// GoRuntime fills in the addresses of a go_runtime_layout (bpf/go.h) and returns its fields.
+func GoRuntime(b *offsets.Binary, l *bpf.SharedGoRuntimeLayout) []offsets.Field {
+	const certain = "the parents of calls whose goroutine an HTTP/1 handler started without a context"
+	l.Types, l.Goidgen = uint64(b.TypesBase()), uint64(b.GoidGen())
 	return []offsets.Field{
+		{Into: &l.G_m, Paths: []string{"runtime.g.m"}, Loses: certain},
+		{Into: &l.M_p, Paths: []string{"runtime.m.p"}, Loses: certain},
+		{Into: &l.P_goidcache, Paths: []string{"runtime.p.goidcache"}, Loses: certain},
+		{Into: &l.P_goidcacheend, Paths: []string{"runtime.p.goidcacheend"}, Loses: certain},
+		{Into: &l.G_stackHi, Paths: []string{"runtime.g.stack.hi"}, Required: true},
 		{Into: &l.G_goid, Paths: []string{"runtime.g.goid"}, Required: true},
 		{Into: &l.G_parentGoid, Paths: []string{"runtime.g.parentGoid"}, Loses: "what goroutines that a call starts have to do with it (Go 1.21 on)"},
 		{Into: &l.G_panic, Paths: []string{"runtime.g._panic"}, Loses: "panics are taken for normal ends"},
@@ -43,4 +54,78 @@ func GoStringsMap(b *offsets.Binary, l *bpf.SharedGoMapLayout, path string) []of
 		{Into: &l.Count, Paths: []string{"runtime.hmap.B"}, Loses: loses},
 		{Into: &l.OldGroups, Paths: []string{"runtime.hmap.oldbuckets"}, Loses: loses},
 	}
+}
+
+// GoType is what programs know of a type that occurs in interface values.
+type GoType struct {
+	Hash uint32 // abi.Type.Hash
+	bpf.SharedGoType
+}
+
+// wrappers are the errors of the standard library that wrap another, and the
+// field that holds it.
+var wrappers = []string{
+	"net.OpError.Err", "os.SyscallError.Err", "net/url.Error.Err", "fmt.wrapError.err", "crypto/tls.permanentError.err",
+	"net/http.nothingWrittenError.error", "net/http.transportReadFromServerError.err",
+}
+
+// texts are the errors that are told apart by their text, and the field that holds it.
+var texts = []string{
+	"errors.errorString.s", "fmt.wrapError.msg", "fmt.fmtError.msg", "net/http.httpError.err", "net/http.timeoutError.err",
+	"net/http.http2httpError.msg", "net/http/internal/http2.httpError.msg", "golang.org/x/net/http2.httpError.msg",
+}
+
+// GoTypes finds the contexts and errors that a program of bpf/go.h walks through.
+func GoTypes(b *offsets.Binary) []GoType {
+	types := map[string]GoType{}
+	add := func(t offsets.Type, flags bpf.SharedGoTypeFlag) {
+		g, ok := types[t.Name]
+		if !ok {
+			g = GoType{Hash: t.Hash, SharedGoType: bpf.SharedGoType{Next: offsets.Absent, Text: offsets.Absent}}
+		}
+		g.Flags |= uint32(flags)
+		if t.Next != offsets.Absent {
+			g.Next = t.Next
+		}
+		types[t.Name] = g
+	}
+	field := func(path string) (t offsets.Type, at uint32) {
+		if r := b.Resolve(offsets.Field{Into: &at, Paths: []string{path}}); r.Err != nil {
+			return t, offsets.Absent
+		}
+		t, ok := b.Struct(path[:strings.LastIndexByte(path, '.')])
+		if !ok {
+			return t, offsets.Absent
+		}
+		return t, at
+	}
+	for _, t := range b.Embedding("context.valueCtx.Context") {
+		flags := bpf.SharedGoTypeFlagGO_TYPE_CONTEXT
+		switch t.Name {
+		case "context.cancelCtx":
+			flags |= bpf.SharedGoTypeFlagGO_TYPE_CANCEL | bpf.SharedGoTypeFlagGO_TYPE_CANCELS
+		case "context.timerCtx", "context.afterFuncCtx":
+			flags |= bpf.SharedGoTypeFlagGO_TYPE_CANCELS
+		}
+		add(t, flags)
+	}
+	if t, at := field("context.withoutCancelCtx.c"); at != offsets.Absent {
+		t.Next = at
+		add(t, bpf.SharedGoTypeFlagGO_TYPE_CONTEXT)
+	}
+	for _, path := range wrappers {
+		if t, at := field(path); at != offsets.Absent {
+			t.Next = at
+			add(t, bpf.SharedGoTypeFlagGO_TYPE_ERROR)
+		}
+	}
+	for _, path := range texts {
+		if t, at := field(path); at != offsets.Absent {
+			add(t, bpf.SharedGoTypeFlagGO_TYPE_TEXT)
+			g := types[t.Name]
+			g.Text = at
+			types[t.Name] = g
+		}
+	}
+	return slices.Collect(maps.Values(types))
 }

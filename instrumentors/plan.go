@@ -23,7 +23,7 @@ type Plan struct {
 // PlannedSite is a site as it was found, or why it was not.
 type PlannedSite struct {
 	Site
-	Found   offsets.Site
+	Found   []offsets.Site
 	Skipped string // why it is not attached, though the library is there
 	Absent  bool   // its function is not in the binary
 }
@@ -60,7 +60,7 @@ func MakePlan(s *Spec, b *offsets.Binary) (*Plan, error) {
 				continue
 			}
 			ps.Absent = false
-			if ps.Found, err = b.Site(f, site.At); err != nil {
+			if ps.Found, err = b.Sites(f, site.At); err != nil {
 				ps.Skipped = err.Error()
 			}
 			break
@@ -92,8 +92,14 @@ func MakePlan(s *Spec, b *offsets.Binary) (*Plan, error) {
 			}
 		}
 	}
+	for i := range p.Sites {
+		if site := &p.Sites[i]; site.Instead != "" && complete[site.Instead] && !site.Absent {
+			site.Skipped = "not needed: " + site.Instead + " serves"
+			complete[site.Group] = false
+		}
+	}
 	p.attached = complete
-	layout, fields, err := s.Layout(b, func(group string) bool { return complete[group] })
+	layout, fields, err := s.Layout(b, p)
 	if err != nil {
 		return p, err
 	}
@@ -115,6 +121,19 @@ func mentionsAny(b *offsets.Binary, names []string) bool {
 		}
 	}
 	return false
+}
+
+// Complete tells whether a group of sites was found.
+func (p *Plan) Complete(group string) bool { return p.attached[group] }
+
+// Site returns the first place where a program will be attached.
+func (p *Plan) Site(program string) (offsets.Site, bool) {
+	for _, s := range p.Sites {
+		if s.Program == program && !s.Absent && s.Skipped == "" {
+			return s.Found[0], true
+		}
+	}
+	return offsets.Site{}, false
 }
 
 // Attached returns the sites to attach with a role.

@@ -28,8 +28,8 @@ type Spec struct {
 	Sites []Site
 
 	// Layout returns a new value of the program's layout struct and the fields
-	// that it consists of. attached says whether a group of sites will be.
-	Layout func(b *offsets.Binary, attached func(group string) bool) (layout any, fields []offsets.Field, err error)
+	// that it consists of. p knows which sites were found.
+	Layout func(b *offsets.Binary, p *Plan) (layout any, fields []offsets.Field, err error)
 
 	Metric *telemetry.Metric
 
@@ -58,13 +58,18 @@ const (
 
 func (r Role) String() string { return [...]string{"start", "end", "extra"}[r] }
 
-// Site is one place in the library to probe.
+// Site is a place in the library to probe, or several that one program serves.
 type Site struct {
 	Program string   // the BPF program's name
 	Group   string   // sites of one group are attached all or none
 	Symbols []string // aliases of the function: the first that the binary has
 	At      offsets.At
 	Role    Role
+
+	Rare string // which calls come by, where it is not every one: "only failing calls"
+
+	// Instead: the site is left out where that group was found.
+	Instead string
 
 	// OnlyWith: the site is needed only if one of these functions was compiled
 	// in; it costs a hit, so it is left out otherwise.

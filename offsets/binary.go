@@ -216,6 +216,21 @@ func (b *Binary) section(names ...string) *elf.Section {
 	return nil
 }
 
+// Bias returns what was added to the file's addresses when it was loaded so that
+// its mapping from offset off on (bytes, a multiple of the page size) begins at start.
+func (b *Binary) Bias(start, off uint64) (uint64, error) {
+	if b.file.Type != elf.ET_DYN {
+		return 0, nil
+	}
+	const page = 4096
+	for _, s := range b.segments {
+		if s.off&^(page-1) == off {
+			return start - uint64(s.addr)&^(page-1), nil
+		}
+	}
+	return 0, fmt.Errorf("no segment is mapped from offset %#x on", off)
+}
+
 // FileOffset translates an address in an executable segment into its offset in
 // the file, which is what the kernel takes for a uprobe.
 func (b *Binary) FileOffset(a Addr) (uint64, error) {

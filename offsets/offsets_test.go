@@ -136,11 +136,11 @@ func TestModes(t *testing.T) {
 				t.Errorf("%d functions of 3: %v", len(found), found)
 			}
 			for name, f := range found {
-				s, err := b.Site(f, AtEntry())
+				s, err := b.Sites(f, AtEntry())
 				if err != nil {
 					t.Errorf("%s: %v", name, err)
-				} else if !s.Emulated {
-					t.Errorf("%s: site %q is single-stepped", name, s.Text)
+				} else if !s[0].Emulated {
+					t.Errorf("%s: site %q is single-stepped", name, s[0].Text)
 				}
 			}
 			for _, path := range []string{"net/http.Request.Method", "net/http.Request.Header", "net/http.response.status", "runtime.g.goid", "internal/runtime/maps.table.groups.lengthMask"} {
@@ -247,11 +247,15 @@ func FuzzBinary(f *testing.F) {
 				return err
 			}
 			for _, fn := range found {
-				_, _ = b.Site(fn, AtEntry())
-				_, _ = b.Site(fn, AtCheckAfterCall("net/http.(*ServeMux).findHandler"))
+				for _, at := range []At{AtEntry(), AtCheckAfterCall("net/http.(*ServeMux).findHandler"),
+					AtCheckAfterIndirectCall("net/http.(*ServeMux).findHandler"), AtNilReturns(), AtDeferredClosure()} {
+					_, _ = b.Sites(fn, at)
+				}
 			}
 			var off uint32
 			b.Resolve(Field{Into: &off, Paths: []string{"net/http.Request.Method"}})
+			b.GoidGen()
+			b.Embedding("context.valueCtx.Context")
 			_, err = b.MapGroup("net/http.Request.Header")
 			return err
 		})

@@ -16,11 +16,16 @@ type Site struct {
 	Text       string // the instruction, disassembled
 	Emulated   bool   // the kernel emulates it; otherwise it is single-stepped, at many times the price
 	StackCheck bool   // the stack check's own branch: a hit with the branch taken is not a call
+
+	// At a deferred closure: the function that deferred it, and where that
+	// function's results are, in bytes from the stack pointer at the site.
+	Caller  Func
+	Results []uint32
 }
 
-// At says where in a function a probe goes.
+// At says where in a function probes go.
 type At interface {
-	find(b *Binary, f Func, code []instruction) (Site, error)
+	find(b *Binary, f Func, code []instruction) ([]Site, error)
 	String() string
 }
 
@@ -32,24 +37,51 @@ type At interface {
 func AtEntry() At { return atEntry{} }
 
 // AtCheckAfterCall is the first conditional jump after the only call of callee:
-// the call's results are still in their registers.
-func AtCheckAfterCall(callee string, keep ...x86asm.Reg) At { return atCheck{callee, keep} }
+// the call's results are still in the registers that are kept.
+func AtCheckAfterCall(callee string, keep ...x86asm.Reg) At {
+	return atCheck{callee: callee, keep: keep}
+}
 
-// Site finds the probe site in f.
-func (b *Binary) Site(f Func, at At) (Site, error) {
+// AtSharedCheckAfterCall is AtCheckAfterCall where the results of other, indirect
+// calls come to the same check, in the same registers.
+func AtSharedCheckAfterCall(callee string, keep ...x86asm.Reg) At {
+	return atCheck{callee: callee, shared: true, keep: keep}
+}
+
+// AtCheckAfterIndirectCall is the first conditional jump after the first indirect
+// call behind the only call of callee, which returns what is called.
+func AtCheckAfterIndirectCall(callee string, keep ...x86asm.Reg) At {
+	return atCheck{callee: callee, indirect: true, keep: keep}
+}
+
+// AtDeferredClosure is the entry of the one closure that the function defers. It
+// runs once, when the function returns, panics or calls runtime.Goexit.
+func AtDeferredClosure() At { return atDeferred{} }
+
+// AtNilReturns are the RETs before which the function's first result is set to
+// nil, and its deferred closure is not called: for errors that come early.
+func AtNilReturns() At { return atNilReturns{} }
+
+// Sites finds the probe sites in f.
+func (b *Binary) Sites(f Func, at At) ([]Site, error) {
 	raw := b.bytes(f.Entry, f.Size)
 	if raw == nil {
-		return Site{}, fmt.Errorf("%s: its code is not in the file", f.Name)
+		return nil, fmt.Errorf("%s: its code is not in the file", f.Name)
 	}
-	s, err := at.find(b, f, disassemble(f.Entry, raw))
+	sites, err := at.find(b, f, disassemble(f.Entry, raw))
 	if err != nil {
-		return Site{}, fmt.Errorf("%s: %w", f.Name, err)
+		return nil, fmt.Errorf("%s: %w", f.Name, err)
 	}
-	s.Func = f
-	if s.FileOffset, err = b.FileOffset(s.Addr); err != nil {
-		return Site{}, fmt.Errorf("%s: %w", f.Name, err)
+	for i := range sites {
+		s := &sites[i]
+		if s.Func.Name == "" {
+			s.Func = f
+		}
+		if s.FileOffset, err = b.FileOffset(s.Addr); err != nil {
+			return nil, fmt.Errorf("%s: %w", f.Name, err)
+		}
 	}
-	return s, nil
+	return sites, nil
 }
 
 type instruction struct {
@@ -119,7 +151,12 @@ func (atEntry) String() string { return "entry" }
 // maxPrologue bounds how far the stack check may be from a function's start.
 const maxPrologue = 8
 
-func (atEntry) find(b *Binary, f Func, code []instruction) (Site, error) {
+func (atEntry) find(b *Binary, _ Func, code []instruction) ([]Site, error) {
+	s, err := b.entry(code)
+	return []Site{s}, err
+}
+
+func (b *Binary) entry(code []instruction) (Site, error) {
 	if len(code) == 0 {
 		return Site{}, fmt.Errorf("its first instruction can't be decoded")
 	}
@@ -183,56 +220,292 @@ func (b *Binary) growsStack(branch instruction, code []instruction) bool {
 }
 
 type atCheck struct {
-	callee string
-	keep   []x86asm.Reg
+	callee   string
+	indirect bool
+	shared   bool
+	keep     []x86asm.Reg
 }
 
-func (a atCheck) String() string { return "the check after the call of " + a.callee }
+func (a atCheck) String() string {
+	if a.indirect {
+		return "the check after the call of what " + a.callee + " returned"
+	}
+	return "the check after the call of " + a.callee
+}
 
-func (a atCheck) find(b *Binary, f Func, code []instruction) (Site, error) {
-	end := code[len(code)-1]
-	if uint64(end.at)+uint64(end.Len) != uint64(f.Entry)+f.Size {
-		return Site{}, fmt.Errorf("it can't be disassembled to its end")
+const (
+	nearCheck = 16 // instructions between a call and the check of its result
+	nearCall  = 24 // between a call that returns a function and the call of that
+)
+
+func (a atCheck) find(b *Binary, f Func, code []instruction) ([]Site, error) {
+	if err := complete(f, code); err != nil {
+		return nil, err
 	}
 	var found []int
 	for i, in := range code {
-		if in.Op != x86asm.CALL {
-			continue
-		}
-		if to, ok := in.target(); ok {
-			if g, ok := b.pclntab.funcOf(to); ok && g.Name == a.callee && g.Entry == to {
-				found = append(found, i)
-			}
+		if g, ok := b.callee(in); ok && g == a.callee {
+			found = append(found, i)
 		}
 	}
 	if len(found) == 0 {
-		return Site{}, fmt.Errorf("it does not call %s in this version", a.callee)
+		return nil, fmt.Errorf("it does not call %s in this version", a.callee)
 	}
 	if len(found) != 1 {
-		return Site{}, fmt.Errorf("it calls %s at %d places, not at one", a.callee, len(found))
+		return nil, fmt.Errorf("it calls %s at %d places, not at one", a.callee, len(found))
 	}
+	call := found[0]
+	if a.indirect {
+		behind := code[call+1 : min(call+1+nearCall, len(code))]
+		i := slices.IndexFunc(behind, func(in instruction) bool { return in.Op == x86asm.CALL })
+		if i < 0 || !indirect(behind[i]) {
+			return nil, fmt.Errorf("no indirect call behind the call of %s", a.callee)
+		}
+		call += 1 + i
+	}
+	targets := jumpTargets(code)
+	for _, in := range code[call+1 : min(call+1+nearCheck, len(code))] {
+		if targets[in.at] && !(a.shared && a.comeFromCalls(code, in.at, targets)) {
+			return nil, fmt.Errorf("a jump leads in between the call of %s and the check behind it", a.callee)
+		}
+		if in.conditional() {
+			return []Site{in.site()}, nil
+		}
+		if in.Op == x86asm.CALL || in.Op == x86asm.RET || in.Op == x86asm.JMP {
+			break
+		}
+		if r, ok := in.Args[0].(x86asm.Reg); ok && in.Op != x86asm.CMP && in.Op != x86asm.TEST && slices.Contains(a.keep, widen(r)) {
+			return nil, fmt.Errorf("%v is overwritten behind the call of %s", r, a.callee)
+		}
+	}
+	return nil, fmt.Errorf("no check behind the call of %s", a.callee)
+}
+
+// comeFromCalls tells whether whatever jumps to an address does so right after an
+// indirect call, whose results it leaves where they are.
+func (a atCheck) comeFromCalls(code []instruction, to Addr, targets map[Addr]bool) bool {
+	for i, in := range code {
+		if t, ok := in.target(); !ok || in.Op == x86asm.CALL || t != to {
+			continue
+		}
+		block := tail(code, i, targets)
+		first := i - len(block)
+		if first == 0 || !indirect(code[first-1]) || targets[code[first].at] {
+			return false
+		}
+		for _, in := range block {
+			if r, ok := in.Args[0].(x86asm.Reg); ok && in.Op != x86asm.CMP && in.Op != x86asm.TEST && slices.Contains(a.keep, widen(r)) {
+				return false
+			}
+		}
+	}
+	return true
+}
+
+// complete checks that all of f's code could be disassembled.
+func complete(f Func, code []instruction) error {
+	if len(code) > 0 {
+		if end := code[len(code)-1]; uint64(end.at)+uint64(end.Len) == uint64(f.Entry)+f.Size {
+			return nil
+		}
+	}
+	return fmt.Errorf("it can't be disassembled to its end")
+}
+
+// callee names the function that a direct call goes to.
+func (b *Binary) callee(in instruction) (string, bool) {
+	if in.Op != x86asm.CALL {
+		return "", false
+	}
+	to, ok := in.target()
+	if !ok {
+		return "", false
+	}
+	g, ok := b.pclntab.funcOf(to)
+	return g.Name, ok && g.Entry == to
+}
+
+func indirect(in instruction) bool {
+	_, direct := in.target()
+	return in.Op == x86asm.CALL && !direct
+}
+
+// jumpTargets are where jumps within the code lead.
+func jumpTargets(code []instruction) map[Addr]bool {
 	targets := map[Addr]bool{}
 	for _, in := range code {
 		if to, ok := in.target(); ok && in.Op != x86asm.CALL {
 			targets[to] = true
 		}
 	}
-	const near = 16
-	for _, in := range code[found[0]+1 : min(found[0]+1+near, len(code))] {
-		if targets[in.at] {
-			return Site{}, fmt.Errorf("a jump leads in between the call of %s and the check behind it", a.callee)
-		}
-		if in.conditional() {
-			return in.site(), nil
-		}
-		if in.Op == x86asm.CALL || in.Op == x86asm.RET || in.Op == x86asm.JMP {
+	return targets
+}
+
+// tail returns the instructions before the RET at code[i] that always run before
+// it: back to a call, to another jump, or to where a jump leads.
+func tail(code []instruction, i int, targets map[Addr]bool) []instruction {
+	first := i
+	for first > 0 && !targets[code[first].at] {
+		before := code[first-1]
+		if _, jumps := before.target(); jumps || before.Op == x86asm.CALL || before.Op == x86asm.JMP || before.Op == x86asm.RET {
 			break
 		}
-		if r, ok := in.Args[0].(x86asm.Reg); ok && in.Op != x86asm.CMP && in.Op != x86asm.TEST && slices.Contains(a.keep, widen(r)) {
-			return Site{}, fmt.Errorf("%v is overwritten behind the call of %s", r, a.callee)
+		first--
+	}
+	return code[first:i]
+}
+
+// stackSlot returns the offset of an operand in the function's frame.
+func stackSlot(a x86asm.Arg) (int64, bool) {
+	m, ok := a.(x86asm.Mem)
+	return m.Disp, ok && m.Base == x86asm.RSP && m.Index == 0
+}
+
+type atNilReturns struct{}
+
+func (atNilReturns) String() string { return "returns of errors" }
+
+func (atNilReturns) find(_ *Binary, f Func, code []instruction) ([]Site, error) {
+	if err := complete(f, code); err != nil {
+		return nil, err
+	}
+	targets := jumpTargets(code)
+	var sites []Site
+	for i, in := range code {
+		if in.Op == x86asm.RET && returnsNil(tail(code, i, targets)) {
+			sites = append(sites, in.site())
 		}
 	}
-	return Site{}, fmt.Errorf("no check behind the call of %s", a.callee)
+	if len(sites) == 0 {
+		return nil, fmt.Errorf("no return of an error was found in it")
+	}
+	return sites, nil
+}
+
+// returnsNil tells whether the first result is nil behind these instructions: AX
+// is cleared, or a slot of the frame is, from which it is loaded.
+func returnsNil(code []instruction) bool {
+	cleared := map[int64]bool{}
+	is := map[x86asm.Reg]bool{} // registers that hold nil
+	for _, in := range code {
+		to, toReg := in.Args[0].(x86asm.Reg)
+		if toReg {
+			to = widen(to)
+		}
+		switch {
+		case in.Op == x86asm.XOR && toReg && in.Args[0] == in.Args[1]:
+			is[to] = true
+		case in.Op == x86asm.MOV && toReg:
+			from, isReg := in.Args[1].(x86asm.Reg)
+			slot, isSlot := stackSlot(in.Args[1])
+			is[to] = isReg && is[widen(from)] || isSlot && cleared[slot]
+		case in.Op == x86asm.MOV:
+			if slot, ok := stackSlot(in.Args[0]); ok {
+				value, constant := in.Args[1].(x86asm.Imm)
+				cleared[slot] = constant && value == 0
+			}
+		case in.Op == x86asm.ADD || in.Op == x86asm.CMP || in.Op == x86asm.TEST || in.Op == x86asm.PUSH || in.Op == x86asm.NOP:
+		case toReg:
+			is[to] = false
+		}
+	}
+	return is[x86asm.RAX]
+}
+
+type atDeferred struct{}
+
+func (atDeferred) String() string { return "the closure that it defers" }
+
+// resultRegs hold a Go function's first integer results.
+var resultRegs = []x86asm.Reg{x86asm.RAX, x86asm.RBX, x86asm.RCX}
+
+func (atDeferred) find(b *Binary, f Func, code []instruction) ([]Site, error) {
+	if err := complete(f, code); err != nil {
+		return nil, err
+	}
+	closure, err := b.deferredClosure(f, code)
+	if err != nil {
+		return nil, err
+	}
+	// With open-coded defers the function itself calls the closure before it
+	// returns, then loads its results from its frame.
+	var slots []uint32
+	targets := jumpTargets(code)
+	for i, in := range code {
+		if in.Op != x86asm.RET {
+			continue
+		}
+		block := tail(code, i, targets)
+		first := slices.IndexFunc(code, func(in instruction) bool { return in.at == code[i].at }) - len(block)
+		if first == 0 || !indirect(code[first-1]) {
+			continue
+		}
+		loaded := loadedResults(block)
+		if loaded == nil || slots != nil && !slices.Equal(slots, loaded) {
+			return nil, fmt.Errorf("where its results are kept while %s runs is not clear", closure.Name)
+		}
+		slots = loaded
+	}
+	if slots == nil {
+		return nil, fmt.Errorf("it does not call %s before it returns", closure.Name)
+	}
+	raw := b.bytes(closure.Entry, closure.Size)
+	s, err := b.entry(disassemble(closure.Entry, raw))
+	if err != nil {
+		return nil, err
+	}
+	s.Func, s.Caller = closure, f
+	for _, slot := range slots {
+		s.Results = append(s.Results, slot+8) // the return address lies below the frame
+	}
+	return []Site{s}, nil
+}
+
+// deferredClosure finds the only closure of f that f refers to.
+func (b *Binary) deferredClosure(f Func, code []instruction) (Func, error) {
+	var names []string
+	for _, kind := range []string{".func1", ".func2", ".func3", ".deferwrap1"} {
+		names = append(names, f.Name+kind)
+	}
+	funcs, err := b.Functions(names)
+	if err != nil {
+		return Func{}, err
+	}
+	var found []Func
+	for _, g := range funcs {
+		if slices.ContainsFunc(code, func(in instruction) bool {
+			m, ok := in.Args[1].(x86asm.Mem)
+			return in.Op == x86asm.LEA && ok && m.Base == x86asm.RIP && in.at+Addr(in.Len)+Addr(m.Disp) == g.Entry
+		}) {
+			found = append(found, g)
+		}
+	}
+	if len(found) != 1 {
+		return Func{}, fmt.Errorf("it has %d closures that it might defer, not one", len(found))
+	}
+	return found[0], nil
+}
+
+// loadedResults returns the slots from which the result registers are loaded.
+func loadedResults(code []instruction) []uint32 {
+	slots := make([]uint32, len(resultRegs))
+	for i := range slots {
+		slots[i] = Absent
+	}
+	for _, in := range code {
+		r, ok := in.Args[0].(x86asm.Reg)
+		i := slices.Index(resultRegs, widen(r))
+		if !ok || i < 0 || in.Op != x86asm.MOV {
+			continue
+		}
+		if slot, ok := stackSlot(in.Args[1]); ok && slot >= 0 && slot < 1<<16 {
+			slots[i] = uint32(slot)
+		}
+	}
+	if slices.Contains(slots, Absent) {
+		return nil
+	}
+	return slots
 }
 
 // widen maps a register's narrow forms to the 64-bit one.

@@ -17,10 +17,13 @@ type typeIndex struct {
 }
 
 const (
-	kindMask   = 1<<5 - 1
-	kindArray  = 17
-	kindMap    = 21
-	kindStruct = 25
+	kindMask      = 1<<5 - 1
+	kindArray     = 17
+	kindInterface = 20
+	kindMap       = 21
+	kindStruct    = 25
+
+	nameEmbedded = 1 << 3 // a flag of abi.Name
 
 	tflagUncommon  = 1 << 0
 	tflagExtraStar = 1 << 1
@@ -144,6 +147,8 @@ type structField struct {
 	name   string
 	typ    Addr // its type descriptor
 	offset uint64
+
+	embedded bool
 }
 
 // kind returns the kind of the type descriptor at a, 0 if there is none.
@@ -177,10 +182,13 @@ func (b *Binary) fields(ix *typeIndex, a Addr) []structField {
 		name, _ := b.word(at)
 		typ, _ := b.word(at + 8)
 		off, _ := b.word(at + 16)
-		if ix.shifted {
-			off >>= 1
+		f := structField{name: b.name(Addr(name)), typ: Addr(typ), offset: off}
+		if ix.shifted { // and the lowest bit says that the field is embedded
+			f.offset, f.embedded = off>>1, off&1 != 0
+		} else if flags := b.bytes(Addr(name), 1); flags != nil {
+			f.embedded = flags[0]&nameEmbedded != 0
 		}
-		out = append(out, structField{name: b.name(Addr(name)), typ: Addr(typ), offset: off})
+		out = append(out, f)
 	}
 	return out
 }
@@ -193,4 +201,86 @@ func (ix *typeIndex) detectShift(b *Binary) {
 			ix.shifted = f.offset == 32
 		}
 	}
+}
+
+// Type is a struct type as programs recognise it.
+type Type struct {
+	Name string
+	Hash uint32 // abi.Type.Hash
+	Next uint32 // offset of the interface that it wraps
+}
+
+const typeHash = 16 // offset of abi.Type.Hash
+
+func (b *Binary) hash(a Addr) uint32 {
+	if p := b.bytes(a+typeHash, 4); p != nil {
+		return binary.LittleEndian.Uint32(p)
+	}
+	return 0
+}
+
+// Struct looks a struct type up by its qualified name.
+func (b *Binary) Struct(name string) (Type, bool) {
+	ix, err := b.typeDescriptors()
+	if err != nil {
+		return Type{}, false
+	}
+	a, ok := ix.structs[name]
+	return Type{Name: name, Hash: b.hash(a), Next: Absent}, ok
+}
+
+// maxEmbedding is how many structs deep an embedded interface is looked for.
+const maxEmbedding = 4
+
+// Embedding returns the struct types that embed the interface type of the field
+// at path, be it within structs that they embed by value, with its offset.
+func (b *Binary) Embedding(path string) []Type {
+	_, iface, err := b.typeField(path)
+	if err != nil || b.kind(iface) != kindInterface {
+		return nil
+	}
+	ix := b.types
+	type answer struct {
+		offset uint64
+		ok     bool
+	}
+	known := map[Addr]answer{}
+	var find func(a Addr, depth int) answer
+	find = func(a Addr, depth int) (found answer) {
+		if k, ok := known[a]; ok {
+			return k
+		}
+		for _, f := range b.fields(ix, a) {
+			if !f.embedded {
+				continue
+			}
+			if f.typ == iface {
+				found = answer{f.offset, true}
+				break
+			}
+			if depth < maxEmbedding && b.kind(f.typ) == kindStruct {
+				if inner := find(f.typ, depth+1); inner.ok {
+					found = answer{f.offset + inner.offset, true}
+					break
+				}
+			}
+		}
+		known[a] = found
+		return found
+	}
+	var out []Type
+	for name, a := range ix.structs {
+		if k := find(a, 0); k.ok && k.offset < 1<<16 {
+			out = append(out, Type{Name: name, Hash: b.hash(a), Next: uint32(k.offset)})
+		}
+	}
+	return out
+}
+
+// TypesBase returns the address that name offsets in type descriptors count from.
+func (b *Binary) TypesBase() Addr {
+	if ix, err := b.typeDescriptors(); err == nil {
+		return ix.base
+	}
+	return 0
 }

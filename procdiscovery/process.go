@@ -145,6 +145,33 @@ func Clean(s string, limit int) string {
 // leads to the very file that runs, deleted or replaced or inside a container.
 func (p *Process) ExePath() string { return fmt.Sprintf("/proc/%d/exe", p.PID) }
 
+// Mapping returns where the first mapping of the executable begins, and at which
+// offset in the file.
+func (p *Process) Mapping() (start, offset uint64, err error) {
+	maps, err := readFile(fmt.Sprintf("/proc/%d/maps", p.PID))
+	if err != nil {
+		return 0, 0, fmt.Errorf("read the mappings of process %d: %w", p.PID, err)
+	}
+	return mapping(string(maps), p.ExeID[1])
+}
+
+// mapping finds an inode in /proc/PID/maps. Its device is not compared: overlayfs
+// shows another one there than stat does.
+func mapping(maps string, inode uint64) (start, offset uint64, err error) {
+	for line := range strings.Lines(maps) {
+		fields := strings.Fields(line) // start-end perms offset device inode path
+		if len(fields) < 5 || fields[4] != strconv.FormatUint(inode, 10) {
+			continue
+		}
+		from, _, _ := strings.Cut(fields[0], "-")
+		if start, err = strconv.ParseUint(from, 16, 64); err == nil {
+			offset, err = strconv.ParseUint(fields[2], 16, 64)
+		}
+		return start, offset, err
+	}
+	return 0, 0, errors.New("the executable is not mapped")
+}
+
 // Alive reports whether this very process still runs.
 func (p *Process) Alive() bool {
 	stat, err := readFile(fmt.Sprintf("/proc/%d/stat", p.PID))

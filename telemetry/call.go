@@ -43,6 +43,7 @@ type Call struct {
 	Operation string // the span name's first word: a method, a command
 	Route     string // the low-cardinality rest of the name, as the framework gives it
 	Path      string // where Route is empty: what a route may be guessed from
+	Peer      string // of a client's call: whom it went to, for the terminal
 
 	Start, End int64 // ns since the Unix epoch
 
@@ -50,7 +51,8 @@ type Call struct {
 	SpanID       [8]byte
 	ParentID     [8]byte // zero: a root span
 	ParentRemote bool    // the parent came over the wire
-	TraceFlags   byte    // W3C trace flags of the parent, if there is one
+	Decided      bool    // the trace came with a decision whether to sample it, in TraceFlags
+	TraceFlags   byte    // W3C trace flags
 	Error        bool
 	Status       int  // HTTP status and the like; 0 when there is none
 	Timeout      bool // counted apart in the summary

@@ -143,12 +143,16 @@ func (p *printer) text(t *Target, c *Call, guess string) error {
 			}
 		}
 	}
+	called := name(c, guess)
+	if c.Peer != "" {
+		called = "→ " + c.Peer + "  " + called
+	}
 	mark := " "
 	if c.Error {
 		mark = "!"
 	}
 	_, err := fmt.Fprintf(p.w, "%s %s%3s %8s  %s  %s%s\n", time.Unix(0, c.Start).Format("15:04:05.000"), mark, outcome,
-		formatDuration(time.Duration(c.End-c.Start)), printable(t.Service), printable(name(c, guess)), printable(detail))
+		formatDuration(time.Duration(c.End-c.Start)), printable(t.Service), printable(called), printable(detail))
 	return err
 }
 

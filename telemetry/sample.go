@@ -45,7 +45,7 @@ func (s Sampler) Never() bool { return s.bound == 0 && !s.parentBased }
 // sample uses the trace id's last 63 bits as the SDKs' ratio sampler does, so
 // that all services of a trace agree.
 func (s Sampler) sample(c *Call) bool {
-	if s.parentBased && c.ParentID != [8]byte{} {
+	if s.parentBased && c.Decided {
 		return c.TraceFlags&1 != 0
 	}
 	return binary.BigEndian.Uint64(c.TraceID[8:])>>1 < s.bound

@@ -16,7 +16,10 @@ type summary struct {
 	rows map[summaryKey]*summaryRow
 }
 
-type summaryKey struct{ service, operation, route string }
+type summaryKey struct {
+	service, operation, route string
+	peer                      string // whom a client's call went to
+}
 
 type summaryRow struct {
 	calls, errors, notFound, serverErrors, timeouts uint64
@@ -29,7 +32,7 @@ const (
 )
 
 func (s *summary) observe(t *Target, c *Call, guess string) {
-	key := summaryKey{t.Service, c.Operation, c.Route}
+	key := summaryKey{t.Service, c.Operation, c.Route, c.Peer}
 	if c.Route == "" {
 		key.route = guess
 	}
@@ -44,7 +47,7 @@ func (s *summary) observe(t *Target, c *Call, guess string) {
 		}
 		if row == nil {
 			row = &summaryRow{latency: hdrhistogram.New(1, maxLatency, 2)}
-			key.operation, key.route = strings.Clone(key.operation), strings.Clone(key.route)
+			key.operation, key.route, key.peer = strings.Clone(key.operation), strings.Clone(key.route), strings.Clone(key.peer)
 			s.rows[key] = row
 		}
 	}
@@ -80,7 +83,7 @@ func (s *summary) write(w io.Writer) {
 		if a.calls != b.calls {
 			return a.calls > b.calls
 		}
-		return a.service+a.route+a.operation < b.service+b.route+b.operation
+		return a.service+a.peer+a.route+a.operation < b.service+b.peer+b.route+b.operation
 	})
 	if len(lines) == 0 {
 		fmt.Fprintln(w, "No calls were seen.")
@@ -90,6 +93,9 @@ func (s *summary) write(w io.Writer) {
 	fmt.Fprint(tw, "CALLS\tERRORS\t404\t5XX\tTIMEOUTS\tP50\tP95\tP99\t  ROUTE\n")
 	for _, l := range lines {
 		name := strings.TrimSpace(l.operation + " " + l.route)
+		if l.peer != "" {
+			name = "→ " + l.peer + "  " + name
+		}
 		if len(services) > 1 {
 			name = l.service + "  " + name
 		}

@@ -30,7 +30,7 @@ import (
 func sampleCall() *Call {
 	return &Call{
 		Kind: KindServer, Operation: "GET", Route: "/items/{id}", Start: 1_700_000_000_000_000_000, End: 1_700_000_000_001_000_000,
-		TraceID: [16]byte{1, 2, 3}, SpanID: [8]byte{4}, ParentID: [8]byte{5}, ParentRemote: true, TraceFlags: 1, Status: 200,
+		TraceID: [16]byte{1, 2, 3}, SpanID: [8]byte{4}, ParentID: [8]byte{5}, ParentRemote: true, Decided: true, TraceFlags: 1, Status: 200,
 		Attrs: []attribute.KeyValue{
 			attribute.String("http.request.method", "GET"), attribute.Int("http.response.status_code", 200),
 			attribute.String("url.path", "/items/7"), attribute.Bool("zerospan.http.hijacked", true), attribute.Int64("negative", -3),
@@ -97,7 +97,7 @@ func TestSampler(t *testing.T) {
 	}
 	n := 0
 	c := sampleCall()
-	c.ParentID = [8]byte{}
+	c.ParentID, c.Decided = [8]byte{}, false
 	for i := range 4096 {
 		c.TraceID[8], c.TraceID[9] = byte(i>>4), byte(i<<4)
 		if s.sample(c) {
@@ -107,7 +107,7 @@ func TestSampler(t *testing.T) {
 	if n != 1024 {
 		t.Errorf("%d of 4096 sampled, want a quarter", n)
 	}
-	c.ParentID, c.TraceFlags = [8]byte{1}, 0
+	c.ParentID, c.Decided, c.TraceFlags = [8]byte{1}, true, 0
 	if s.sample(c) {
 		t.Error("the caller's decision not to sample was ignored")
 	}
@@ -486,7 +486,7 @@ func TestAside(t *testing.T) {
 	}
 	call := sampleCall()
 	call.ParentID = [8]byte{} // a root call is sampled, whatever its flags
-	call.TraceFlags = 0
+	call.TraceFlags, call.Decided = 0, false
 	if !p.Samples(call) {
 		t.Fatal("a root call is not sampled")
 	}

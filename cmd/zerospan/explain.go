@@ -26,10 +26,10 @@ func (c *explainCmd) Run(s *streams) error {
 		return err
 	}
 	defer exe.Close()
-	plans, goVersion, err := agent.Plan(p, exe)
+	planned, err := agent.Plan(p, exe)
 	fmt.Fprintf(s.out, "process %d: %s\n", p.PID, p.Exe)
-	if goVersion != "" {
-		fmt.Fprintf(s.out, "  built with %s\n", goVersion)
+	if planned.GoVersion != "" {
+		fmt.Fprintf(s.out, "  built with %s\n", planned.GoVersion)
 	}
 	if p.Container != "" {
 		fmt.Fprintf(s.out, "  container %s\n", p.Container)
@@ -38,7 +38,7 @@ func (c *explainCmd) Run(s *streams) error {
 		fmt.Fprintf(s.out, "  nothing can be attached: %v\n", err)
 		return nil
 	}
-	for _, r := range plans {
+	for _, r := range planned.Results {
 		explainPlan(s.out, r)
 	}
 	return nil
@@ -61,13 +61,21 @@ func explainPlan(w io.Writer, r agent.PlanResult) {
 		switch {
 		case site.Absent:
 		case site.Skipped != "":
-			fmt.Fprintf(tw, "  %s\t%s\t-\tnot attached: %s\t\n", site.Role, site.Symbols[0], site.Skipped)
+			fmt.Fprintf(tw, "  %s\t%s\t-\t-\tnot attached: %s\n", site.Role, site.Symbols[0], site.Skipped)
 		default:
+			found := site.Found[0]
 			price := "emulated"
-			if !site.Found.Emulated {
+			if !found.Emulated {
 				price = "single-stepped (about 20 times an emulated one)"
 			}
-			fmt.Fprintf(tw, "  %s\t%s\t%#x\t%s\t%s\n", site.Role, site.Found.Func.Name, uint64(site.Found.Addr), site.Found.Text, price)
+			if site.Rare != "" {
+				price += ", " + site.Rare
+			}
+			at := fmt.Sprintf("%#x", uint64(found.Addr))
+			if more := len(site.Found) - 1; more > 0 {
+				at += fmt.Sprintf(" and %d more", more)
+			}
+			fmt.Fprintf(tw, "  %s\t%s\t%s\t%s\t%s\n", site.Role, found.Func.Name, at, found.Text, price)
 		}
 	}
 	_ = tw.Flush()

@@ -7,5 +7,6 @@ package all
 //go:generate go run ./gen
 
 import (
+	_ "github.com/zerospan/zerospan/instrumentors/nethttpclient"
 	_ "github.com/zerospan/zerospan/instrumentors/nethttpserver"
 )

@@ -5,7 +5,6 @@ package nethttpserver
 
 import (
 	"errors"
-	"strconv"
 	"strings"
 	"unsafe"
 
@@ -81,14 +80,14 @@ func init() {
 			Active:      "http.server.active_requests",
 		},
 		Decode: decode,
-		Folded: folded,
+		Folded: instrumentors.FoldedHTTP,
 		Active: 2, // http.request.method, url.scheme
 	})
 }
 
-func layout(b *offsets.Binary, attached func(string) bool) (any, []offsets.Field, error) {
+func layout(b *offsets.Binary, p *instrumentors.Plan) (any, []offsets.Field, error) {
 	l := &serverLayout{}
-	fields := instrumentors.GoRuntime((*bpf.SharedGoRuntimeLayout)(unsafe.Pointer(&l.Rt)))
+	fields := instrumentors.GoRuntime(b, (*bpf.SharedGoRuntimeLayout)(unsafe.Pointer(&l.Rt)))
 	fields = append(fields, instrumentors.GoStringsMap(b, (*bpf.SharedGoMapLayout)(unsafe.Pointer(&l.Header)), "net/http.Request.Header")...)
 	request := func(r *requestLayout, typ string, pattern bool) {
 		fields = append(fields,
@@ -102,8 +101,9 @@ func layout(b *offsets.Binary, attached func(string) bool) (any, []offsets.Field
 			offsets.Field{Into: &r.RemoteAddr, Paths: []string{typ + ".RemoteAddr"}, Loses: "client.address"},
 			offsets.Field{Into: &r.Tls, Paths: []string{typ + ".TLS"}, Loses: "https is taken for http"},
 		)
-		r.Pattern = offsets.Absent
+		r.Pattern, r.Context = offsets.Absent, offsets.Absent
 		if pattern {
+			fields = append(fields, offsets.Field{Into: &r.Context, Paths: []string{typ + ".ctx"}, Loses: "the parents of calls that a context leads to"})
 			fields = append(fields, offsets.Field{Into: &r.Pattern, Paths: []string{typ + ".Pattern"}, Loses: "http.route (Go 1.23 on)"})
 		}
 		r.Span = min(b.Size(typ), requestMax)
@@ -122,7 +122,7 @@ func layout(b *offsets.Binary, attached func(string) bool) (any, []offsets.Field
 	l.ResponseSpan = min(b.Size("net/http.response"), responseMax)
 	h2 := func(h *h2Layout, group string, prefixes ...string) {
 		h.Ended = 0
-		if !attached(group) {
+		if !p.Complete(group) {
 			return
 		}
 		h.Ended = 1
@@ -144,7 +144,7 @@ func layout(b *offsets.Binary, attached func(string) bool) (any, []offsets.Field
 	}
 	h2((*h2Layout)(unsafe.Pointer(&l.H2Std)), groupH2, "net/http.http2", internalH2+".")
 	h2((*h2Layout)(unsafe.Pointer(&l.H2Xnet)), groupH2XNet, xnetH2+".")
-	if attached(groupH2Handler) && b.Mentions(xnetH2+".(*Server).ServeConn") {
+	if p.Complete(groupH2Handler) && b.Mentions(xnetH2+".(*Server).ServeConn") {
 		request((*requestLayout)(unsafe.Pointer(&l.H2Request)), internalH2+".ServerRequest", false)
 	}
 	return l, fields, nil
@@ -196,7 +196,7 @@ func decode(raw []byte, c *telemetry.Call) error {
 	if r.Tls != 0 {
 		scheme = "https"
 	}
-	known := knownMethod(method)
+	known := instrumentors.KnownMethod(method)
 	route := routeOf(pattern)
 	if r.PatternOfChild != 0 && !routeMatches(route, path) {
 		route = ""
@@ -227,12 +227,12 @@ func decode(raw []byte, c *telemetry.Call) error {
 	case serverOutcome(r.Outcome) == serverOutcomeOUTCOME_CLIENT_GONE:
 		errorType = "client_disconnected"
 	case status >= 500:
-		errorType = statusText(status)
+		errorType = instrumentors.StatusText(status)
 	}
 
 	c.Kind = telemetry.KindServer
 	c.Operation, c.Route, c.Status = known, route, status
-	if known == otherMethod {
+	if known == instrumentors.OtherMethod {
 		c.Operation = "HTTP"
 	}
 	if route == "" && status != 404 {
@@ -250,7 +250,7 @@ func decode(raw []byte, c *telemetry.Call) error {
 	if route != "" {
 		c.Add(semconv.HTTPRoute(route))
 	}
-	if v := protocolVersion(r.ProtoMajor, r.ProtoMinor); v != "" {
+	if v := instrumentors.HTTPVersion(r.ProtoMajor, r.ProtoMinor); v != "" {
 		c.Add(semconv.NetworkProtocolVersion(v))
 	}
 	if errorType != "" {
@@ -258,13 +258,13 @@ func decode(raw []byte, c *telemetry.Call) error {
 	}
 	c.Dims = len(c.Attrs)
 
-	if known == otherMethod && method != "" {
+	if known == instrumentors.OtherMethod && method != "" {
 		c.Add(semconv.HTTPRequestMethodOriginal(method))
 	}
 	if path != "" {
 		c.Add(semconv.URLPath(path))
 	}
-	if address, port := splitHost(host); address != "" {
+	if address, port := instrumentors.SplitHost(host); address != "" {
 		c.Add(semconv.ServerAddress(address))
 		if port == 0 {
 			port = 80
@@ -274,7 +274,7 @@ func decode(raw []byte, c *telemetry.Call) error {
 		}
 		c.Add(semconv.ServerPort(port))
 	}
-	if address, _ := splitHost(remote); address != "" {
+	if address, _ := instrumentors.SplitHost(remote); address != "" {
 		c.Add(semconv.ClientAddress(address))
 	}
 	if userAgent != "" {
@@ -290,62 +290,6 @@ func decode(raw []byte, c *telemetry.Call) error {
 		c.Add(attribute.Bool("zerospan.http.hijacked", true))
 	}
 	return nil
-}
-
-const otherMethod = "_OTHER"
-
-// knownMethod returns the method if the semantic conventions know it, as a constant.
-func knownMethod(m string) string {
-	switch m {
-	case "GET":
-		return "GET"
-	case "POST":
-		return "POST"
-	case "PUT":
-		return "PUT"
-	case "DELETE":
-		return "DELETE"
-	case "HEAD":
-		return "HEAD"
-	case "PATCH":
-		return "PATCH"
-	case "OPTIONS":
-		return "OPTIONS"
-	case "CONNECT":
-		return "CONNECT"
-	case "TRACE":
-		return "TRACE"
-	case "QUERY":
-		return "QUERY"
-	}
-	return otherMethod
-}
-
-func protocolVersion(major, minor uint8) string {
-	switch {
-	case major == 1 && minor == 1:
-		return "1.1"
-	case major == 1 && minor == 0:
-		return "1.0"
-	case major == 2:
-		return "2"
-	}
-	return ""
-}
-
-// statusTexts are the error types of 500 to 599, made once.
-var statusTexts = func() (t [100]string) {
-	for i := range t {
-		t[i] = strconv.Itoa(500 + i)
-	}
-	return t
-}()
-
-func statusText(status int) string {
-	if status >= 500 && status < 600 {
-		return statusTexts[status-500]
-	}
-	return strconv.Itoa(status)
 }
 
 // pathOf cuts the path out of a request target (RFC 9112, section 3.2), which is
@@ -385,33 +329,4 @@ func routeMatches(route, path string) bool {
 		route = route[:i]
 	}
 	return strings.HasPrefix(path, route)
-}
-
-// splitHost parts "host:port", "[::1]:80", "host" without allocating.
-func splitHost(s string) (host string, port int) {
-	i := strings.LastIndexByte(s, ':')
-	if i < 0 || strings.IndexByte(s[i:], ']') >= 0 {
-		return strings.Trim(s, "[]"), 0
-	}
-	if i != strings.IndexByte(s, ':') && s[0] != '[' {
-		return s, 0 // a bare IPv6 address
-	}
-	for _, c := range []byte(s[i+1:]) {
-		if c < '0' || c > '9' || port > 65535 {
-			return strings.Trim(s[:i], "[]"), 0
-		}
-		port = port*10 + int(c-'0')
-	}
-	if port > 65535 {
-		port = 0
-	}
-	return strings.Trim(s[:i], "[]"), port
-}
-
-func folded(class uint8, failed bool) []telemetry.Attribute {
-	attrs := []telemetry.Attribute{attribute.String("zerospan.http.response.status_class", string('0'+rune(class%10))+"xx")}
-	if failed {
-		attrs = append(attrs, semconv.ErrorTypeOther)
-	}
-	return attrs
 }

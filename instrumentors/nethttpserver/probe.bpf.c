@@ -62,17 +62,17 @@ struct call {
 	__u16 data_len;
 	__u8 data[DATA_MAX]; /* the strings in the order of their lengths */
 	/* What stays true from one request of a connection to the next; not part of the record. */
-	__u64 remote_ptr; /* whose text is at the start of data */
-	__u64 goid;
+	__u64 remote_ptr;     /* whose text is at the start of data */
 	__u64 user_agent_key; /* the address of the header's name, which net/http has once */
 };
 
 _Static_assert(offsetof(struct call, data) == 136, "the record has no holes that Go does not know");
+_Static_assert(sizeof(struct call) <= ZS_CALL_MAX, "it fits into the map that all instrumentors share");
 
 /* net/http.Request and net/http/internal/http2.ServerRequest, which have the same fields. */
 struct request_layout {
 	__u32 method, request_uri, proto_major, proto_minor, header, content_length, host, remote_addr, tls,
-	    pattern;
+	    context, pattern;
 	__u32 span; /* bytes from the struct's start that hold all of these but pattern */
 };
 
@@ -101,13 +101,6 @@ const struct call *unused_call __attribute__((unused));
 const enum outcome *unused_outcome __attribute__((unused));
 
 struct {
-	__uint(type, BPF_MAP_TYPE_HASH);
-	__uint(max_entries, 8192); /* resized by the agent */
-	__type(key, struct zs_key);
-	__type(value, struct call);
-} calls SEC(".maps");
-
-struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
 	__uint(max_entries, 1024); /* one a binary */
 	__type(key, __u32);
@@ -131,45 +124,6 @@ struct {
 	__type(key, struct upgrade_key);
 	__type(value, __u8);
 } upgraded SEC(".maps");
-
-/* From a goroutine's id to its entry, where handlers run on goroutines that one starts. */
-struct {
-	__uint(type, BPF_MAP_TYPE_LRU_HASH);
-	__uint(max_entries, 8192);
-	__type(key, struct zs_key); /* task: goroutine id */
-	__type(value, __u64);	    /* g */
-} by_goid SEC(".maps");
-
-/* What a new entry starts as: there is no stack or per-CPU memory of that size. */
-struct {
-	__uint(type, BPF_MAP_TYPE_ARRAY);
-	__uint(max_entries, 1);
-	__type(key, __u32);
-	__type(value, struct call);
-} blank SEC(".maps");
-
-static __always_inline __u64 *entries(void)
-{
-	__u32 zero = 0;
-
-	return bpf_map_lookup_elem(&zs_entries, &zero);
-}
-
-static __always_inline void forget(const struct zs_key *key)
-{
-	__u64 *n = entries();
-
-	if (bpf_map_delete_elem(&calls, key) == 0 && n)
-		__sync_fetch_and_add(n, -1);
-}
-
-/* The entry of the call that the key's goroutine runs, if it runs one. */
-static __always_inline struct call *running(const struct zs_key *key)
-{
-	struct call *c = bpf_map_lookup_elem(&calls, key);
-
-	return c && c->head.start ? c : NULL;
-}
 
 static __always_inline const struct layout *layout_of(__u64 cookie)
 {
@@ -208,7 +162,7 @@ static __always_inline bool read_request(struct call *c, const struct layout *l,
 {
 	__u8 *scratch = c->data + SCRATCH_AT;
 	struct go_headers *headers = (void *)(c->data + HEADERS_AT);
-	struct go_string method, target, host, remote;
+	struct go_string method, target, host, remote, context;
 	__u32 span = rl->span, first;
 
 	c->data_len = c->remote_len;
@@ -221,6 +175,9 @@ static __always_inline bool read_request(struct call *c, const struct layout *l,
 	remote = text(scratch, rl->remote_addr);
 	target = text(scratch, rl->request_uri);
 	headers->map = word(scratch, rl->header);
+	context = text(scratch, rl->context);
+	zs_owner_of(c)->itab = context.ptr;
+	zs_owner_of(c)->context = context.len; /* an interface has two words too */
 	c->content_length = rl->content_length == ZS_ABSENT ? -1 : word(scratch, rl->content_length);
 	c->proto_major = word(scratch, rl->proto_major);
 	c->proto_minor = word(scratch, rl->proto_minor);
@@ -280,68 +237,60 @@ static __always_inline int begin(struct pt_regs *ctx, __u64 writer, __u64 reques
 	__u64 cookie = bpf_get_attach_cookie(ctx);
 	const struct layout *l = layout_of(cookie);
 	const struct request_layout *rl;
+	struct zs_owner *owner;
 	struct zs_key key;
 	struct call *c;
-	__u32 zero = 0;
 	__u16 kept;
-	__u64 *n;
 
 	if (!l || go_is_stack_growth(ctx, cookie))
 		return 0;
-	key = go_key(ctx);
-	c = bpf_map_lookup_elem(&calls, &key);
+	key = go_key(ctx, ZS_OWNER);
+	c = bpf_map_lookup_elem(&zs_calls, &key);
 	if (!c) {
-		c = bpf_map_lookup_elem(&blank, &zero);
+		zs_count(ZS_STARTED);
+		c = zs_make_entry(&key);
 		if (!c)
 			return 0;
-		zs_count(ZS_STARTED);
-		if (bpf_map_update_elem(&calls, &key, c, BPF_ANY)) {
-			zs_count(ZS_EVICTED);
-			return 0;
-		}
-		c = bpf_map_lookup_elem(&calls, &key);
-		n = entries();
-		if (!c || !n)
-			return 0;
-		__sync_fetch_and_add(n, 1);
-		c->goid = zs_read_u64(GO_G(ctx), l->rt.g_goid);
-		if (l->handlers_on_children) {
-			struct zs_key id = {.task = c->goid, .tgid = key.tgid};
-			__u64 g = key.task;
-
-			bpf_map_update_elem(&by_goid, &id, &g, BPF_ANY);
-		}
 	} else {
+		owner = zs_owner_of(c);
 		if (c->head.start && c->writer == writer) {
 			/* A server that wraps another reports one request twice. */
-			if (at != BEGIN_H2_SERVER)
-				c->request = request;
+			if (at == BEGIN_H2_SERVER)
+				return 0;
+			c->request = request;
+			if (!owner->context && l->request.context != ZS_ABSENT) {
+				owner->context = zs_read_u64(request, l->request.context + 8);
+				zs_index_set(owner->context, key.tgid, key.task);
+			}
 			return 0;
 		}
-		if (c->head.start)
-			zs_count(ZS_MISSED_END);
-		zs_count(ZS_STARTED);
+		owner->begun++;
 		if (c->head.start) { /* another goroutine may have this g now */
-			c->goid = zs_read_u64(GO_G(ctx), l->rt.g_goid);
+			zs_count(ZS_MISSED_END);
+			zs_disown(c, key.tgid);
 			c->remote_ptr = 0;
 		}
+		zs_count(ZS_STARTED);
 		kept = c->remote_len;
 		__builtin_memset(c, 0, offsetof(struct call, data));
 		c->remote_len = kept;
 		__builtin_memset(c->data + SCRATCH_AT + REQUEST_MAX, 0, 16);
 		__builtin_memset(c->data + HEADERS_AT, 0, sizeof(struct go_headers));
 	}
-	c->head.start = bpf_ktime_get_ns();
-	c->head.task = c->goid;
+	owner = zs_owner_of(c);
+	if (!owner->begun)
+		zs_read(&owner->task_id, sizeof(owner->task_id), GO_G(ctx) + l->rt.g_goid);
+	c->head.task = owner->task_id;
 	c->head.tgid = key.tgid;
 	c->head.target = zs_cookie_target(cookie);
 	c->head.instrumentor = zs_instrumentor;
 	c->writer = writer;
 	c->request = request;
 	rl = at == BEGIN_H2_SERVER ? &l->h2_request : &l->request;
+	c->head.start = bpf_ktime_get_ns();
 	if (!read_request(c, l, rl) || (c->proto_major == 2 && !l->h2_std.ended && !l->h2_xnet.ended)) {
 		zs_count(ZS_SKIPPED);
-		forget(&key);
+		zs_delete_owner(&key, c);
 		return 0;
 	}
 	if (at != BEGIN_HANDLER && c->proto_major == 1) {
@@ -355,6 +304,7 @@ static __always_inline int begin(struct pt_regs *ctx, __u64 writer, __u64 reques
 	}
 	if (at == BEGIN_H2_SERVER)
 		c->request = 0; /* it has no pattern; a *http.Request may follow */
+	go_own(ctx, c, &l->rt, &key, c->head.target, at != BEGIN_HANDLER || c->proto_major == 2);
 	zs_identify(&c->head);
 	return 0;
 }
@@ -402,7 +352,7 @@ static __always_inline void read_pattern(struct call *c, const struct layout *l)
 		c->head.flags |= ZS_FLAG_EXTRA_MISSED;
 }
 
-static __always_inline void finish(struct call *c, struct zs_key *key, const struct layout *l,
+static __always_inline void finish(struct call *c, const struct zs_key *key, const struct layout *l,
 				   const __u64 *panic, bool keep)
 {
 	__u16 status;
@@ -422,12 +372,12 @@ static __always_inline void finish(struct call *c, struct zs_key *key, const str
 		status = 200; /* what net/http sends for a handler that sets none */
 	failed = status >= 500 || c->outcome == OUTCOME_UNWOUND || c->outcome == OUTCOME_CLIENT_GONE;
 	zs_emit(&c->head, size, status / 100, failed);
-	n = keep ? entries() : NULL;
+	n = keep ? zs_entry_count() : NULL;
 	if (n && *n < zs_keep_below) {
 		c->head.start = 0;
 		c->writer = 0;
 	} else {
-		forget(key);
+		zs_delete_owner(key, c);
 	}
 }
 
@@ -470,8 +420,8 @@ int finish_request(struct pt_regs *ctx)
 
 	if (!l || go_is_stack_growth(ctx, cookie))
 		return 0;
-	key = go_key(ctx);
-	c = bpf_map_lookup_elem(&calls, &key);
+	key = go_key(ctx, ZS_OWNER);
+	c = bpf_map_lookup_elem(&zs_calls, &key);
 	if (!c || c->writer != GO_R0(ctx)) {
 		zs_count(ZS_UNMATCHED_END);
 		return 0;
@@ -497,12 +447,12 @@ int conn_served(struct pt_regs *ctx)
 
 	if (!l || go_is_stack_growth(ctx, cookie))
 		return 0;
-	key = go_key(ctx);
-	c = bpf_map_lookup_elem(&calls, &key);
+	key = go_key(ctx, ZS_OWNER);
+	c = bpf_map_lookup_elem(&zs_calls, &key);
 	if (!c)
 		return 0;
 	if (!c->head.start) { /* the connection ends between requests */
-		forget(&key);
+		zs_delete_owner(&key, c);
 		return 0;
 	}
 	unwinding = go_unwinding(ctx, &l->rt, arg);
@@ -514,7 +464,7 @@ int conn_served(struct pt_regs *ctx)
 
 		if (bpf_map_delete_elem(&upgraded, &upgrade) == 0) {
 			zs_count(ZS_SKIPPED);
-			forget(&key);
+			zs_delete_owner(&key, c);
 			return 0;
 		}
 	}
@@ -538,8 +488,8 @@ static __always_inline int h2_end(struct pt_regs *ctx, bool xnet)
 	if (!l || go_is_stack_growth(ctx, cookie))
 		return 0;
 	h2 = xnet ? &l->h2_xnet : &l->h2_std;
-	key = go_key(ctx);
-	c = running(&key);
+	key = go_key(ctx, ZS_OWNER);
+	c = zs_open_call(&key);
 	if (!c) {
 		zs_count(ZS_UNMATCHED_END);
 		return 0;
@@ -606,22 +556,17 @@ int mux_found(struct pt_regs *ctx)
 
 	if (!l || pattern.len == 0)
 		return 0;
-	key = go_key(ctx);
-	c = running(&key);
+	key = go_key(ctx, ZS_OWNER);
+	c = zs_open_call(&key);
 	if (!c) {
 		/* http.TimeoutHandler runs its handler on a goroutine of its own. */
-		__u64 goid, *g;
+		__u64 goid;
 
 		if (!l->handlers_on_children || l->rt.g_parent_goid == ZS_ABSENT)
 			return 0;
 		goid = zs_read_u64(GO_G(ctx), l->rt.g_parent_goid);
-		key.task = goid;
-		g = bpf_map_lookup_elem(&by_goid, &key);
-		if (!g)
-			return 0;
-		key.task = *g;
-		c = running(&key);
-		if (!c || c->goid != goid)
+		c = zs_open_by(goid, key.tgid);
+		if (!c || c->head.task != goid)
 			return 0;
 		c->pattern_of_child = 1;
 	}

@@ -55,8 +55,27 @@ type serverCall struct {
 	DataLen        uint16
 	Data           [904]uint8
 	RemotePtr      uint64
-	Goid           uint64
 	UserAgentKey   uint64
+}
+
+type serverGoItabKey struct {
+	_      structs.HostLayout
+	Itab   uint64
+	Target uint32
+	Pad    uint32
+}
+
+type serverGoType struct {
+	_     structs.HostLayout
+	Flags uint32
+	Next  uint32
+	Text  uint32
+}
+
+type serverGoTypeKey struct {
+	_      structs.HostLayout
+	Target uint32
+	Hash   uint32
 }
 
 type serverH2Layout struct {
@@ -90,13 +109,23 @@ type serverLayout struct {
 		TableGroups uint32
 		TableMask   uint32
 	}
+	_  [4]byte
 	Rt struct {
-		_            structs.HostLayout
-		G_goid       uint32
-		G_parentGoid uint32
-		G_panic      uint32
-		PanicGoexit  uint32
-		PanicArg     uint32
+		_              structs.HostLayout
+		Types          uint64
+		Goidgen        uint64
+		G_m            uint32
+		M_p            uint32
+		P_goidcache    uint32
+		P_goidcacheend uint32
+		G_stackHi      uint32
+		G_goid         uint32
+		G_parentGoid   uint32
+		G_panic        uint32
+		PanicGoexit    uint32
+		PanicArg       uint32
+		Pad            uint32
+		_              [4]byte
 	}
 	ResponseStatus      uint32
 	ResponseWritten     uint32
@@ -127,6 +156,7 @@ type serverRequestLayout struct {
 	Host          uint32
 	RemoteAddr    uint32
 	Tls           uint32
+	Context       uint32
 	Pattern       uint32
 	Span          uint32
 }
@@ -142,6 +172,23 @@ type serverZsControl struct {
 	_        structs.HostLayout
 	Sleeping uint32
 	Pad      uint32
+}
+
+type serverZsEntry struct {
+	_     structs.HostLayout
+	Call  [136]uint64
+	Owner struct {
+		_          structs.HostLayout
+		Context    uint64
+		Itab       uint64
+		Connection uint64
+		TaskId     uint64
+		Next       uint64
+		Low        uint64
+		High       uint64
+		Asked      uint32
+		Begun      uint32
+	}
 }
 
 type serverZsFallbackKey struct {
@@ -160,26 +207,41 @@ type serverZsFallbackValue struct {
 	Sum   uint64
 }
 
+type serverZsIndexKey struct {
+	_     structs.HostLayout
+	Value uint64
+	Tgid  uint32
+	Pad   uint32
+}
+
 type serverZsKey struct {
 	_    structs.HostLayout
 	Task uint64
 	Tgid uint32
-	Pad  uint32
+	Slot uint32
+}
+
+type serverZsProcess struct {
+	_    structs.HostLayout
+	Bias uint64
 }
 
 // Names of all BPF objects in the ELF.
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
-	serverMapBlank          = "blank"
-	serverMapByGoid         = "by_goid"
-	serverMapCalls          = "calls"
+	serverMapGoItabs        = "go_itabs"
+	serverMapGoTypes        = "go_types"
 	serverMapLayouts        = "layouts"
 	serverMapUpgraded       = "upgraded"
+	serverMapZsBlank        = "zs_blank"
+	serverMapZsCalls        = "zs_calls"
 	serverMapZsCounts       = "zs_counts"
 	serverMapZsCtl          = "zs_ctl"
 	serverMapZsEntries      = "zs_entries"
 	serverMapZsFallback     = "zs_fallback"
+	serverMapZsIndex        = "zs_index"
+	serverMapZsProcesses    = "zs_processes"
 	serverMapZsRing         = "zs_ring"
 	serverProgConnServed    = "conn_served"
 	serverProgFinishRequest = "finish_request"
@@ -254,16 +316,19 @@ type serverProgramSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type serverMapSpecs struct {
-	Blank      *ebpf.MapSpec `ebpf:"blank"`
-	ByGoid     *ebpf.MapSpec `ebpf:"by_goid"`
-	Calls      *ebpf.MapSpec `ebpf:"calls"`
-	Layouts    *ebpf.MapSpec `ebpf:"layouts"`
-	Upgraded   *ebpf.MapSpec `ebpf:"upgraded"`
-	ZsCounts   *ebpf.MapSpec `ebpf:"zs_counts"`
-	ZsCtl      *ebpf.MapSpec `ebpf:"zs_ctl"`
-	ZsEntries  *ebpf.MapSpec `ebpf:"zs_entries"`
-	ZsFallback *ebpf.MapSpec `ebpf:"zs_fallback"`
-	ZsRing     *ebpf.MapSpec `ebpf:"zs_ring"`
+	GoItabs     *ebpf.MapSpec `ebpf:"go_itabs"`
+	GoTypes     *ebpf.MapSpec `ebpf:"go_types"`
+	Layouts     *ebpf.MapSpec `ebpf:"layouts"`
+	Upgraded    *ebpf.MapSpec `ebpf:"upgraded"`
+	ZsBlank     *ebpf.MapSpec `ebpf:"zs_blank"`
+	ZsCalls     *ebpf.MapSpec `ebpf:"zs_calls"`
+	ZsCounts    *ebpf.MapSpec `ebpf:"zs_counts"`
+	ZsCtl       *ebpf.MapSpec `ebpf:"zs_ctl"`
+	ZsEntries   *ebpf.MapSpec `ebpf:"zs_entries"`
+	ZsFallback  *ebpf.MapSpec `ebpf:"zs_fallback"`
+	ZsIndex     *ebpf.MapSpec `ebpf:"zs_index"`
+	ZsProcesses *ebpf.MapSpec `ebpf:"zs_processes"`
+	ZsRing      *ebpf.MapSpec `ebpf:"zs_ring"`
 }
 
 // serverVariableSpecs contains global variables before they are loaded into the kernel.
@@ -299,29 +364,35 @@ func (o *serverObjects) Close() error {
 //
 // It can be passed to loadServerObjects or ebpf.CollectionSpec.LoadAndAssign.
 type serverMaps struct {
-	Blank      *ebpf.Map `ebpf:"blank"`
-	ByGoid     *ebpf.Map `ebpf:"by_goid"`
-	Calls      *ebpf.Map `ebpf:"calls"`
-	Layouts    *ebpf.Map `ebpf:"layouts"`
-	Upgraded   *ebpf.Map `ebpf:"upgraded"`
-	ZsCounts   *ebpf.Map `ebpf:"zs_counts"`
-	ZsCtl      *ebpf.Map `ebpf:"zs_ctl"`
-	ZsEntries  *ebpf.Map `ebpf:"zs_entries"`
-	ZsFallback *ebpf.Map `ebpf:"zs_fallback"`
-	ZsRing     *ebpf.Map `ebpf:"zs_ring"`
+	GoItabs     *ebpf.Map `ebpf:"go_itabs"`
+	GoTypes     *ebpf.Map `ebpf:"go_types"`
+	Layouts     *ebpf.Map `ebpf:"layouts"`
+	Upgraded    *ebpf.Map `ebpf:"upgraded"`
+	ZsBlank     *ebpf.Map `ebpf:"zs_blank"`
+	ZsCalls     *ebpf.Map `ebpf:"zs_calls"`
+	ZsCounts    *ebpf.Map `ebpf:"zs_counts"`
+	ZsCtl       *ebpf.Map `ebpf:"zs_ctl"`
+	ZsEntries   *ebpf.Map `ebpf:"zs_entries"`
+	ZsFallback  *ebpf.Map `ebpf:"zs_fallback"`
+	ZsIndex     *ebpf.Map `ebpf:"zs_index"`
+	ZsProcesses *ebpf.Map `ebpf:"zs_processes"`
+	ZsRing      *ebpf.Map `ebpf:"zs_ring"`
 }
 
 func (m *serverMaps) Close() error {
 	return _ServerClose(
-		m.Blank,
-		m.ByGoid,
-		m.Calls,
+		m.GoItabs,
+		m.GoTypes,
 		m.Layouts,
 		m.Upgraded,
+		m.ZsBlank,
+		m.ZsCalls,
 		m.ZsCounts,
 		m.ZsCtl,
 		m.ZsEntries,
 		m.ZsFallback,
+		m.ZsIndex,
+		m.ZsProcesses,
 		m.ZsRing,
 	)
 }
