@@ -26,10 +26,12 @@ import (
 type cli struct {
 	Attach  attachCmd  `cmd:"" default:"withargs" help:"Trace processes (the default command)."`
 	Explain explainCmd `cmd:"" help:"Say what would be attached to a process, and why not more."`
+	Doctor  doctorCmd  `cmd:"" help:"Say whether this machine lets zerospan trace, and what is missing."`
 	Demo    demoCmd    `cmd:"" help:"Start a small bundled service with traffic and trace it."`
 	Version versionCmd `cmd:"" help:"Print the version."`
 
 	DemoService demoServiceCmd `cmd:"" hidden:"" help:"The service that demo traces."`
+	DoctorChild doctorChildCmd `cmd:"" hidden:"" help:"The process that doctor tries things on."`
 
 	Config  kong.ConfigFlag `help:"Read flags from a YAML file." placeholder:"FILE"`
 	Verbose bool            `short:"v" help:"Log more."`
@@ -101,6 +103,8 @@ func run(args []string, stdout, stderr io.Writer) int {
 	switch {
 	case err == nil:
 		return 0
+	case errors.Is(err, errSaid):
+		return exitFailed
 	case errors.As(err, &usage):
 		fmt.Fprintf(stderr, "zerospan: %v: see zerospan --help\n", err)
 		return exitUsage
@@ -148,6 +152,9 @@ type bindContext struct{ context.Context }
 type usageError string
 
 func (e usageError) Error() string { return string(e) }
+
+// errSaid is a failure whose reason is on standard output already.
+var errSaid = errors.New("failed")
 
 func oneLine(err error) string { return strings.Join(strings.Fields(err.Error()), " ") }
 
