@@ -64,11 +64,11 @@ func (l *Lab) find() error {
 			if !ok {
 				return fmt.Errorf("function %s is not there", name)
 			}
-			site, err := b.Site(f, offsets.AtEntry())
+			sites, err := b.Sites(f, offsets.AtEntry())
 			if err != nil {
 				return err
 			}
-			*off = site.FileOffset
+			*off = sites[0].FileOffset
 		}
 		return nil
 	})
