@@ -351,7 +351,7 @@ func (a *Agent) OpenCalls() []telemetry.OpenCalls {
 	err := a.shared.eachOpen(func(e entry) {
 		t, l := a.byID[e.head.Target], a.byNumber(e.head.Instrumentor)
 		c.Reset()
-		if t == nil || l == nil || l.spec.Decode(e.raw, &c) != nil {
+		if t == nil || l == nil || l.spec.Decode(e.raw, noImage{}, &c) != nil {
 			return
 		}
 		attrs := cloneAttrs(c.Attrs[:l.spec.Active])

@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/zerospan/zerospan/bpf"
+	"github.com/zerospan/zerospan/instrumentors"
 	"github.com/zerospan/zerospan/procdiscovery"
 	"github.com/zerospan/zerospan/telemetry"
 )
@@ -159,7 +160,11 @@ func (c *consumer) take(raw []byte) {
 	}
 	a.mu.Unlock()
 	c.call.Reset()
-	if l == nil || l.spec.Decode(raw, &c.call) != nil {
+	var exe instrumentors.Image = noImage{}
+	if t != nil {
+		exe = t
+	}
+	if l == nil || l.spec.Decode(raw, exe, &c.call) != nil {
 		a.pipeline.Malformed()
 		return
 	}

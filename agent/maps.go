@@ -63,24 +63,25 @@ func (s *shared) close() {
 }
 
 // describe tells the programs what they need to know of a process.
-func (s *shared) describe(target uint32, bias uint64, types []instrumentors.GoType) error {
-	if err := s.processes.Put(target, bpf.SharedZsProcess{Bias: bias}); err != nil {
+func (s *shared) describe(t *target) error {
+	if err := s.processes.Put(t.id, bpf.SharedZsProcess{Bias: t.bias}); err != nil {
 		return fmt.Errorf("store the load address: %w", err)
 	}
-	for _, t := range types {
-		if err := s.types.Put(bpf.SharedGoTypeKey{Target: target, Hash: t.Hash}, t.SharedGoType); err != nil {
+	return t.eachType(func(key bpf.SharedGoTypeKey, value bpf.SharedGoType) error {
+		if err := s.types.Put(key, value); err != nil {
 			return fmt.Errorf("store the types of contexts and errors: %w", err)
 		}
-	}
-	return nil
+		return nil
+	})
 }
 
 // forget undoes describe. What is not there is as good as deleted.
-func (s *shared) forget(target uint32, types []instrumentors.GoType) {
-	_ = s.processes.Delete(target)
-	for _, t := range types {
-		_ = s.types.Delete(bpf.SharedGoTypeKey{Target: target, Hash: t.Hash})
-	}
+func (s *shared) forget(t *target) {
+	_ = s.processes.Delete(t.id)
+	_ = t.eachType(func(key bpf.SharedGoTypeKey, _ bpf.SharedGoType) error {
+		_ = s.types.Delete(key)
+		return nil
+	})
 }
 
 // setSleeping tells the programs whether the next record must wake the consumer.

@@ -28,7 +28,9 @@ type target struct {
 	starts    []link.Link
 	ends      []link.Link
 	adaptive  []*adaptive
+	bias      uint64 // what was added to the executable's addresses when it was loaded
 	types     []instrumentors.GoType
+	names     map[uint64]string // of types, by address; belongs to the consumer's goroutine
 	cancel    context.CancelFunc
 }
 
@@ -108,11 +110,12 @@ func (a *Agent) attach(ctx context.Context, p *procdiscovery.Process) error {
 	a.mu.Lock()
 	a.byID[t.id] = t
 	a.mu.Unlock()
-	if planned.BiasErr != nil {
-		a.log.Debug("some parents and types of errors will not be known", "pid", p.PID, "reason", planned.BiasErr)
+	err = planned.BiasErr
+	if err == nil {
+		t.bias, t.types = planned.Bias, planned.Types
+		err = a.shared.describe(t)
 	}
-	t.types = planned.Types
-	if err := a.shared.describe(t.id, planned.Bias, planned.Types); err != nil {
+	if err != nil {
 		a.log.Warn("some parents and types of errors will not be known", "pid", p.PID, "reason", err)
 	}
 	var attached []string
@@ -270,7 +273,7 @@ func (t *target) detach() {
 // forget ends a target that has no probes any more.
 func (a *Agent) forget(t *target) {
 	_ = t.exe.Close()
-	a.shared.forget(t.id, t.types)
+	a.shared.forget(t)
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	delete(a.byID, t.id)
@@ -341,7 +344,7 @@ func (a *Agent) sweep(now time.Time) {
 		open[k] = true
 		t, l := a.byID[e.head.Target], a.byNumber(e.head.Instrumentor)
 		c.Reset()
-		if a.stuck[k] || t == nil || l == nil || l.spec.Decode(e.raw, &c) != nil {
+		if a.stuck[k] || t == nil || l == nil || l.spec.Decode(e.raw, noImage{}, &c) != nil {
 			return
 		}
 		a.unfinished(t, l, e.head, &c, now)

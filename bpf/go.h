@@ -33,7 +33,6 @@ struct go_iface {
 
 /* Offsets in the runtime's structs, and addresses as the file has them. */
 struct go_runtime_layout {
-	__u64 types;   /* what name offsets in type descriptors count from */
 	__u64 goidgen; /* runtime.sched.goidgen: the last goroutine id of the last batch; 0 if unknown */
 	__u32 g_m, m_p;
 	__u32 p_goidcache, p_goidcacheend; /* the batch that a P gives ids out of */
@@ -46,10 +45,15 @@ struct go_runtime_layout {
 	__u32 pad;
 };
 
-/* What a type has to do with contexts and errors. The key of go_types. */
+/*
+ * What a type has to do with contexts and errors. It is known by the address of
+ * its descriptor, which is not read: its page may never have been touched, and
+ * then a program can't read it.
+ */
 struct go_type_key {
+	__u64 type;
 	__u32 target;
-	__u32 hash; /* abi.Type.Hash: of a pointer type, that of what it points to */
+	__u32 pad;
 };
 
 enum go_type_flag {
@@ -88,18 +92,7 @@ struct {
 	__type(value, struct go_type);
 } go_itabs SEC(".maps");
 
-/* Offsets in internal/abi.ITab, Type and PtrType (before Go 1.20 in reflect), 1.18 to 1.27. */
-#define GO_ITAB_TYPE	8
-#define GO_TYPE_HASH	16
-#define GO_TYPE_TFLAG	20
-#define GO_TYPE_KIND	23
-#define GO_TYPE_STR	40
-#define GO_TYPE_SIZE	48
-#define GO_PTRTYPE_ELEM 48
-
-#define GO_KIND_MASK	    31
-#define GO_KIND_POINTER	    22
-#define GO_TFLAG_EXTRA_STAR 2
+#define GO_ITAB_TYPE 8 /* internal/abi.ITab.Type (before Go 1.22 runtime.itab._type), 1.18 to 1.27 */
 
 enum go_map_kind {
 	GO_MAP_NONE,
@@ -400,21 +393,12 @@ static __noinline const struct go_type *go_type_of(__u32 target, __u64 itab)
 	const struct go_type *known = bpf_map_lookup_elem(&go_itabs, &key);
 	struct go_type_key by = {.target = target};
 	struct go_type found = {};
-	__u64 type, head[3] = {};
-	__u32 kind;
 
 	if (known)
 		return known;
-	type = zs_read_u64(itab, GO_ITAB_TYPE);
-	if (!type || !zs_read(head, sizeof(head), type))
+	by.type = zs_read_u64(itab, GO_ITAB_TYPE);
+	if (!by.type)
 		return NULL;
-	kind = head[GO_TYPE_KIND / 8] >> GO_TYPE_KIND % 8 * 8 & GO_KIND_MASK;
-	by.hash = head[GO_TYPE_HASH / 8];
-	if (kind == GO_KIND_POINTER) {
-		type = zs_read_u64(type, GO_PTRTYPE_ELEM);
-		if (!type || !zs_read(&by.hash, sizeof(by.hash), type + GO_TYPE_HASH))
-			return NULL;
-	}
 	known = bpf_map_lookup_elem(&go_types, &by);
 	if (known)
 		found = *known;
@@ -580,27 +564,4 @@ static __noinline int go_innermost_error(__u32 target, struct go_iface *error)
 		*error = inner;
 	}
 	return 0;
-}
-
-/* The name of an interface value's type, as reflect would give it. */
-static __always_inline struct go_string go_type_name(const struct go_runtime_layout *rt, __u32 target,
-						     __u64 itab)
-{
-	const struct zs_process *process = bpf_map_lookup_elem(&zs_processes, &target);
-	__u64 type = zs_read_u64(itab, GO_ITAB_TYPE), head[GO_TYPE_SIZE / 8] = {}, at;
-	struct go_string name = {};
-	__u8 prefix[2] = {}; /* flags and length; no name of 128 bytes or more */
-
-	if (!process || !type || !rt->types || !zs_read(head, sizeof(head), type))
-		return name;
-	at = process->bias + rt->types + (__u32)head[GO_TYPE_STR / 8];
-	if (!zs_read(prefix, sizeof(prefix), at) || prefix[1] >= 0x80)
-		return name;
-	name.ptr = at + sizeof(prefix);
-	name.len = prefix[1];
-	if (head[GO_TYPE_TFLAG / 8] >> GO_TYPE_TFLAG % 8 * 8 & GO_TFLAG_EXTRA_STAR && name.len) {
-		name.ptr++;
-		name.len--;
-	}
-	return name;
 }

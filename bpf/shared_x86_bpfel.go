@@ -45,7 +45,6 @@ type SharedGoMapLayout struct {
 
 type SharedGoRuntimeLayout struct {
 	_              structs.HostLayout
-	Types          uint64
 	Goidgen        uint64
 	G_m            uint32
 	M_p            uint32
@@ -80,8 +79,9 @@ const (
 
 type SharedGoTypeKey struct {
 	_      structs.HostLayout
+	Type   uint64
 	Target uint32
-	Hash   uint32
+	Pad    uint32
 }
 
 type SharedZsControl struct {

@@ -1,8 +1,6 @@
 package instrumentors
 
 import (
-	"maps"
-	"slices"
 	"strings"
 
 	"github.com/zerospan/zerospan/bpf"
@@ -12,7 +10,7 @@ import (
 // GoRuntime fills in the addresses of a go_runtime_layout (bpf/go.h) and returns its fields.
 func GoRuntime(b *offsets.Binary, l *bpf.SharedGoRuntimeLayout) []offsets.Field {
 	const certain = "the parents of calls whose goroutine an HTTP/1 handler started without a context"
-	l.Types, l.Goidgen = uint64(b.TypesBase()), uint64(b.GoidGen())
+	l.Goidgen = uint64(b.GoidGen())
 	return []offsets.Field{
 		{Into: &l.G_m, Paths: []string{"runtime.g.m"}, Loses: certain},
 		{Into: &l.M_p, Paths: []string{"runtime.m.p"}, Loses: certain},
@@ -58,7 +56,7 @@ func GoStringsMap(b *offsets.Binary, l *bpf.SharedGoMapLayout, path string) []of
 
 // GoType is what programs know of a type that occurs in interface values.
 type GoType struct {
-	Hash uint32 // abi.Type.Hash
+	Addrs []offsets.Addr // of its descriptors, as the file has them
 	bpf.SharedGoType
 }
 
@@ -78,10 +76,12 @@ var texts = []string{
 // GoTypes finds the contexts and errors that a program of bpf/go.h walks through.
 func GoTypes(b *offsets.Binary) []GoType {
 	types := map[string]GoType{}
+	var structs []offsets.Type
 	add := func(t offsets.Type, flags bpf.SharedGoTypeFlag) {
 		g, ok := types[t.Name]
 		if !ok {
-			g = GoType{Hash: t.Hash, SharedGoType: bpf.SharedGoType{Next: offsets.Absent, Text: offsets.Absent}}
+			structs = append(structs, t)
+			g = GoType{SharedGoType: bpf.SharedGoType{Next: offsets.Absent, Text: offsets.Absent}}
 		}
 		g.Flags |= uint32(flags)
 		if t.Next != offsets.Absent {
@@ -127,5 +127,12 @@ func GoTypes(b *offsets.Binary) []GoType {
 			types[t.Name] = g
 		}
 	}
-	return slices.Collect(maps.Values(types))
+	b.AddPointers(structs)
+	out := make([]GoType, 0, len(structs))
+	for _, t := range structs {
+		g := types[t.Name]
+		g.Addrs = t.Addrs
+		out = append(out, g)
+	}
+	return out
 }

@@ -34,7 +34,7 @@ type Spec struct {
 	Metric *telemetry.Metric
 
 	// Decode turns a record into a call; c is empty and may alias raw.
-	Decode func(raw []byte, c *telemetry.Call) error
+	Decode func(raw []byte, exe Image, c *telemetry.Call) error
 
 	// Folded returns the metric attributes of calls of which only the status
 	// class and whether they failed is known.
@@ -43,6 +43,14 @@ type Spec struct {
 	// Active returns how many leading attributes of a decoded open call belong to
 	// the counter of open calls.
 	Active int
+}
+
+// Image is what the file of a target's executable has at the addresses at which the
+// target has it loaded: constants that a program could not read because the target
+// never touched their page, and the names of types.
+type Image interface {
+	TypeName(addr uint64) string // empty: there is no type
+	Bytes(addr uint64, n int) []byte
 }
 
 // Role says what a site's hit means.

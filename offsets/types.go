@@ -21,6 +21,7 @@ const (
 	kindArray     = 17
 	kindInterface = 20
 	kindMap       = 21
+	kindPointer   = 22
 	kindStruct    = 25
 
 	nameEmbedded = 1 << 3 // a flag of abi.Name
@@ -203,20 +204,11 @@ func (ix *typeIndex) detectShift(b *Binary) {
 	}
 }
 
-// Type is a struct type as programs recognise it.
+// Type is a struct type as programs recognise it in interface values.
 type Type struct {
-	Name string
-	Hash uint32 // abi.Type.Hash
-	Next uint32 // offset of the interface that it wraps
-}
-
-const typeHash = 16 // offset of abi.Type.Hash
-
-func (b *Binary) hash(a Addr) uint32 {
-	if p := b.bytes(a+typeHash, 4); p != nil {
-		return binary.LittleEndian.Uint32(p)
-	}
-	return 0
+	Name  string
+	Addrs []Addr // the descriptors of the struct and, if there is one, of its pointer type
+	Next  uint32 // offset of the interface that it wraps
 }
 
 // Struct looks a struct type up by its qualified name.
@@ -226,7 +218,50 @@ func (b *Binary) Struct(name string) (Type, bool) {
 		return Type{}, false
 	}
 	a, ok := ix.structs[name]
-	return Type{Name: name, Hash: b.hash(a), Next: Absent}, ok
+	return Type{Name: name, Addrs: []Addr{a}, Next: Absent}, ok
+}
+
+// AddPointers adds the descriptors of the types' pointer types.
+func (b *Binary) AddPointers(types []Type) {
+	ix, err := b.typeDescriptors()
+	if err != nil {
+		return
+	}
+	of := map[Addr]*Type{}
+	for i := range types {
+		of[types[i].Addrs[0]] = &types[i]
+	}
+	raw := b.bytes(ix.base, uint64(ix.end-ix.base))
+	for off := 0; off+typeSize+8 <= len(raw); off += 8 {
+		if raw[off+23]&kindMask != kindPointer || binary.LittleEndian.Uint64(raw[off:]) != 8 {
+			continue
+		}
+		elem, _ := b.word(ix.base + Addr(off) + typeSize)
+		if t := of[Addr(elem)]; t != nil {
+			t.Addrs = append(t.Addrs, ix.base+Addr(off))
+		}
+	}
+}
+
+// TypeName returns the name of the type whose descriptor is at a, as reflect gives
+// it; empty if there is none.
+func (b *Binary) TypeName(a Addr) string {
+	ix, err := b.typeDescriptors()
+	if err != nil || a < ix.base || a >= ix.end || b.kind(a) == 0 {
+		return ""
+	}
+	p := b.bytes(a, typeSize)
+	name := b.name(ix.base + Addr(binary.LittleEndian.Uint32(p[40:])))
+	if p[20]&tflagExtraStar != 0 {
+		name = strings.TrimPrefix(name, "*")
+	}
+	return name
+}
+
+// Read returns what the file has at an address, at most n bytes.
+func (b *Binary) Read(a Addr, n uint64) []byte {
+	raw := b.tail(a)
+	return raw[:min(n, uint64(len(raw)))]
 }
 
 // maxEmbedding is how many structs deep an embedded interface is looked for.
@@ -271,16 +306,8 @@ func (b *Binary) Embedding(path string) []Type {
 	var out []Type
 	for name, a := range ix.structs {
 		if k := find(a, 0); k.ok && k.offset < 1<<16 {
-			out = append(out, Type{Name: name, Hash: b.hash(a), Next: uint32(k.offset)})
+			out = append(out, Type{Name: name, Addrs: []Addr{a}, Next: uint32(k.offset)})
 		}
 	}
 	return out
-}
-
-// TypesBase returns the address that name offsets in type descriptors count from.
-func (b *Binary) TypesBase() Addr {
-	if ix, err := b.typeDescriptors(); err == nil {
-		return ix.base
-	}
-	return 0
 }

@@ -30,31 +30,34 @@ type clientCall struct {
 		SpanId       [8]uint8
 		ParentId     [8]uint8
 	}
-	Status       uint16
-	Result       uint8
-	ProtoMajor   uint8
-	ProtoMinor   uint8
-	Gap          uint8
-	HasQuery     uint8
-	HasUser      uint8
-	RawPath      uint8
-	Context      uint8
-	Resends      uint16
-	ErrorNumber  uint32
-	MethodLen    uint16
-	SchemeLen    uint16
-	HostLen      uint16
-	PathLen      uint16
-	ErrorTypeLen uint16
-	ErrorTextLen uint16
-	DataLen      uint16
-	Pad          uint16
-	Data         [896]uint8
-	Stack        uint64
-	Nested       uint32
-	Began        uint8
-	_            [3]byte
-	OfRequest    struct {
+	Status        uint16
+	Result        uint8
+	ProtoMajor    uint8
+	ProtoMinor    uint8
+	Gap           uint8
+	HasQuery      uint8
+	HasUser       uint8
+	RawPath       uint8
+	Context       uint8
+	Resends       uint16
+	_             [4]byte
+	ErrorType     uint64
+	ErrorAt       uint64
+	ErrorText     uint64
+	ErrorTextSize uint64
+	ErrorNumber   uint32
+	MethodLen     uint16
+	SchemeLen     uint16
+	HostLen       uint16
+	PathLen       uint16
+	ErrorTextLen  uint16
+	DataLen       uint16
+	Data          [896]uint8
+	Stack         uint64
+	Nested        uint32
+	Began         uint8
+	_             [3]byte
+	OfRequest     struct {
 		_    structs.HostLayout
 		Itab uint64
 		Data uint64
@@ -85,15 +88,15 @@ type clientGoType struct {
 
 type clientGoTypeKey struct {
 	_      structs.HostLayout
+	Type   uint64
 	Target uint32
-	Hash   uint32
+	Pad    uint32
 }
 
 type clientLayout struct {
 	_  structs.HostLayout
 	Rt struct {
 		_              structs.HostLayout
-		Types          uint64
 		Goidgen        uint64
 		G_m            uint32
 		M_p            uint32

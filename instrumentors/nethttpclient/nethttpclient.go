@@ -4,6 +4,7 @@
 package nethttpclient
 
 import (
+	"encoding/binary"
 	"errors"
 	"net/url"
 	"strings"
@@ -44,7 +45,7 @@ func init() {
 				"`http.response.status_code`, `server.address`, `server.port`, `network.protocol.version`, `http.request.resend_count` " +
 				"(redirects that led to the request, and HTTP/1 retries on another connection), `error.type`",
 			"`error.type`: the status from 400 on, `connection_refused`, `connection_reset`, `name_resolution_error`, `server_certificate_invalid`, " +
-				"`tls_error`, `timeout`, `response_header_timeout`, `cancelled`, `unexpected_eof`, `panic`, else the errno's or the error type's name",
+				"`tls_error`, `timeout`, `response_header_timeout`, `cancelled`, `unexpected_eof`, `malformed_response`, `unsupported_scheme`, `panic`, else the errno's or the error type's name",
 			"the duration ends when the response's header is there; its body is not waited for",
 			"parents: the context of the request, the goroutine, the goroutine that started it (Go 1.21 on); see performance.md for what that finds",
 			"at most 368 bytes of scheme, host and path",
@@ -83,7 +84,10 @@ func init() {
 }
 
 // The bounds below are those of probe.bpf.c.
-const scratchMax = 336
+const (
+	scratchMax   = 336
+	errorTextMax = 64
+)
 
 func layout(b *offsets.Binary, p *instrumentors.Plan) (any, []offsets.Field, error) {
 	l := &clientLayout{}
@@ -132,7 +136,7 @@ var errMalformed = errors.New("malformed record")
 const headSize = int(unsafe.Offsetof(clientCall{}.Data))
 
 // decode turns a record of probe.bpf.c into a call. The call's strings alias raw.
-func decode(raw []byte, c *telemetry.Call) error {
+func decode(raw []byte, exe instrumentors.Image, c *telemetry.Call) error {
 	if len(raw) < headSize {
 		return errMalformed
 	}
@@ -150,7 +154,7 @@ func decode(raw []byte, c *telemetry.Call) error {
 	}
 	method, scheme := next(r.MethodLen), next(r.SchemeLen)
 	next(uint16(r.Gap))
-	host, path, errType, errText := next(r.HostLen), next(r.PathLen), next(r.ErrorTypeLen), next(r.ErrorTextLen)
+	host, path, errText := next(r.HostLen), next(r.PathLen), next(r.ErrorTextLen)
 	if bad {
 		return errMalformed
 	}
@@ -172,7 +176,7 @@ func decode(raw []byte, c *telemetry.Call) error {
 	errorType := ""
 	switch flags := bpf.SharedZsFlag(r.Head.Flags); {
 	case clientResult(r.Result) == clientResultRESULT_ERROR:
-		errorType = errorOf(errType, errText, r.ErrorNumber, clientContextEnd(r.Context))
+		errorType = errorOf(r, errText, exe)
 	case flags&bpf.SharedZsFlagZS_FLAG_GOEXIT != 0:
 		errorType = "runtime.Goexit"
 	case clientResult(r.Result) == clientResultRESULT_UNWOUND:
@@ -222,8 +226,13 @@ func decode(raw []byte, c *telemetry.Call) error {
 
 // fullURL puts the URL together again, with REDACTED for what was not read.
 func fullURL(scheme, host, path string, r *clientCall) string {
-	if r.RawPath == 0 && !plain(path) {
-		path = (&url.URL{Path: path}).EscapedPath()
+	if !plain(path) {
+		u := url.URL{Path: path}
+		if r.RawPath != 0 { // as it was given, which may be valid or not
+			u.RawPath = path
+			u.Path, _ = url.PathUnescape(path)
+		}
+		path = u.EscapedPath()
 	}
 	var b strings.Builder
 	b.Grow(len(scheme) + len(host) + len(path) + 32)
@@ -253,9 +262,17 @@ func plain(path string) bool {
 }
 
 // errorOf names an error by its innermost type, its text or its number.
-func errorOf(typ, text string, number uint32, context clientContextEnd) string {
+func errorOf(r *clientCall, text string, exe instrumentors.Image) string {
+	typ := exe.TypeName(r.ErrorType)
+	if text == "" && r.ErrorText != 0 {
+		text = string(exe.Bytes(r.ErrorText, int(min(r.ErrorTextSize, errorTextMax))))
+	}
 	switch typ {
 	case "syscall.Errno":
+		number := r.ErrorNumber
+		if raw := exe.Bytes(r.ErrorAt, 4); number == 0 && len(raw) == 4 { // the runtime has the small numbers as constants
+			number = binary.LittleEndian.Uint32(raw)
+		}
 		switch unix.Errno(number) {
 		case unix.ECONNREFUSED:
 			return "connection_refused"
@@ -281,6 +298,8 @@ func errorOf(typ, text string, number uint32, context clientContextEnd) string {
 	case strings.HasPrefix(strings.TrimPrefix(typ, "*"), "tls."):
 		return "tls_error"
 	}
+	// Before Go 1.19 this was no wrapper of the error but its text.
+	text = strings.TrimPrefix(text, "net/http: HTTP/1.x transport connection broken: ")
 	switch text {
 	case "context canceled":
 		return "cancelled"
@@ -293,11 +312,16 @@ func errorOf(typ, text string, number uint32, context clientContextEnd) string {
 	case "http: server gave HTTP response to HTTPS client":
 		return "tls_error"
 	}
-	if strings.HasPrefix(text, "tls: ") {
+	switch {
+	case strings.HasPrefix(text, "tls: "):
 		return "tls_error"
+	case strings.HasPrefix(text, "unsupported protocol scheme"):
+		return "unsupported_scheme"
+	case strings.HasPrefix(text, "malformed "), typ == "textproto.ProtocolError":
+		return "malformed_response"
 	}
 	// net/http's "request canceled", or the cause that the user gave: the context knows more.
-	switch context {
+	switch clientContextEnd(r.Context) {
 	case clientContextEndCONTEXT_CANCELLED:
 		return "cancelled"
 	case clientContextEndCONTEXT_DEADLINE:

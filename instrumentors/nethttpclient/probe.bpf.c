@@ -15,7 +15,6 @@ char LICENSE[] SEC("license") = "Dual BSD/GPL";
 #define HOST_MAX       128
 #define PATH_MAX       224
 #define URL_MAX	       368 /* scheme://host/path in one piece */
-#define ERROR_TYPE_MAX 80
 #define ERROR_TEXT_MAX 64
 #define SCRATCH_MAX    336
 #define DATA_MAX       896
@@ -25,12 +24,12 @@ char LICENSE[] SEC("license") = "Dual BSD/GPL";
 _Static_assert(SCHEME_MAX + HOST_MAX + PATH_MAX == URL_MAX, "in three pieces it fits too");
 _Static_assert(SCRATCH_AT % 8 == 0 && SCRATCH_AT + SCRATCH_MAX + 16 <= DATA_MAX,
 	       "there is room to look at things");
-_Static_assert(SCRATCH_AT + ERROR_TYPE_MAX + ERROR_TEXT_MAX <= DATA_MAX, "all strings fit");
+_Static_assert(SCRATCH_AT + ERROR_TEXT_MAX <= DATA_MAX, "all strings fit");
 
 enum result {
 	RESULT_OPEN,
 	RESULT_RESPONSE,
-	RESULT_ERROR,	/* error_type, error_text, error_number say which */
+	RESULT_ERROR,	/* error_type and so on say which */
 	RESULT_UNWOUND, /* panic or runtime.Goexit: see zs_head.flags */
 };
 
@@ -51,10 +50,15 @@ struct call {
 	__u8 raw_path;	/* the path is escaped as it was given */
 	__u8 context;	/* why the request's context has ended: enum context_end */
 	__u16 resends;	/* redirects that led here, and retries on other connections */
+	/*
+	 * The error: the address of its type, where its value is and its text, if it has
+	 * one. What a program can't read because its page was never touched, the agent
+	 * finds in the executable.
+	 */
+	__u64 error_type, error_at, error_text, error_text_size;
 	__u32 error_number;
-	__u16 method_len, scheme_len, host_len, path_len, error_type_len, error_text_len;
+	__u16 method_len, scheme_len, host_len, path_len, error_text_len;
 	__u16 data_len;
-	__u16 pad;
 	__u8 data[DATA_MAX]; /* the strings in the order of their lengths */
 	/* Not part of the record. */
 	__u64 stack;		    /* bytes of stack in use at the start */
@@ -287,17 +291,20 @@ static __noinline int why_ended(const struct layout *l, struct call *c)
 static __noinline int read_error(struct call *c, const struct layout *l, struct go_iface *error)
 {
 	const struct go_type *type;
-	struct go_string name, message = {};
+	struct go_string message = {};
 
 	go_innermost_error(c->head.target, error);
-	name = go_type_name(&l->rt, c->head.target, error->itab);
-	c->error_type_len = append(c, &name, ERROR_TYPE_MAX);
+	c->error_type = zs_read_u64(error->itab, GO_ITAB_TYPE);
+	c->error_at = error->data;
 	type = go_type_of(c->head.target, error->itab);
 	if (type && type->flags & GO_TYPE_TEXT &&
-	    zs_read(&message, sizeof(message), error->data + type->text))
+	    zs_read(&message, sizeof(message), error->data + type->text)) {
+		c->error_text = message.ptr;
+		c->error_text_size = message.len;
 		c->error_text_len = append(c, &message, ERROR_TEXT_MAX);
-	else if (bpf_probe_read_user(&c->error_number, sizeof(c->error_number), (void *)error->data))
+	} else if (bpf_probe_read_user(&c->error_number, sizeof(c->error_number), (void *)error->data)) {
 		c->error_number = 0; /* what it is, if it is a number, depends on the type */
+	}
 	c->context = why_ended(l, c);
 	return 0;
 }

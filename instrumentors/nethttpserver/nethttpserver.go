@@ -168,7 +168,7 @@ var errMalformed = errors.New("malformed record")
 const headSize = int(unsafe.Offsetof(serverCall{}.Data))
 
 // decode turns a record of probe.bpf.c into a call. The call's strings alias raw.
-func decode(raw []byte, c *telemetry.Call) error {
+func decode(raw []byte, _ instrumentors.Image, c *telemetry.Call) error {
 	if len(raw) < headSize {
 		return errMalformed
 	}

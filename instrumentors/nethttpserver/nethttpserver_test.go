@@ -97,7 +97,7 @@ func TestDecode(t *testing.T) {
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			var call telemetry.Call
-			if err := decode(c.raw, &call); err != nil {
+			if err := decode(c.raw, nil, &call); err != nil {
 				t.Fatal(err)
 			}
 			if got := attrs(&call); !reflect.DeepEqual(got, c.want) {
@@ -114,7 +114,7 @@ func TestDecodeRefusesShortRecords(t *testing.T) {
 	raw := record(t, serverCall{}, "GET", "/", "", "", "", "", "")
 	var call telemetry.Call
 	for n := range raw {
-		if err := decode(raw[:n], &call); err == nil {
+		if err := decode(raw[:n], nil, &call); err == nil {
 			t.Errorf("%d of %d bytes were taken for a record", n, len(raw))
 		}
 	}
@@ -125,7 +125,7 @@ func TestDecodeDoesNotAllocate(t *testing.T) {
 	var call telemetry.Call
 	if n := testing.AllocsPerRun(100, func() {
 		call.Reset()
-		if decode(raw, &call) != nil {
+		if decode(raw, nil, &call) != nil {
 			t.Fatal("not decoded")
 		}
 	}); n != 0 {
@@ -138,7 +138,7 @@ func FuzzDecode(f *testing.F) {
 	f.Add(record(f, serverCall{Outcome: 2, ContentLength: -1}, "\xff", "http://", ":", "]", "\x00", " ", "p"))
 	f.Fuzz(func(t *testing.T, raw []byte) {
 		var call telemetry.Call
-		if decode(raw, &call) != nil {
+		if decode(raw, nil, &call) != nil {
 			return
 		}
 		for _, kv := range call.Attrs {
@@ -158,7 +158,7 @@ func BenchmarkDecode(b *testing.B) {
 	b.ReportAllocs()
 	for b.Loop() {
 		call.Reset()
-		if decode(raw, &call) != nil {
+		if decode(raw, nil, &call) != nil {
 			b.Fatal("not decoded")
 		}
 	}

@@ -74,8 +74,9 @@ type serverGoType struct {
 
 type serverGoTypeKey struct {
 	_      structs.HostLayout
+	Type   uint64
 	Target uint32
-	Hash   uint32
+	Pad    uint32
 }
 
 type serverH2Layout struct {
@@ -112,7 +113,6 @@ type serverLayout struct {
 	_  [4]byte
 	Rt struct {
 		_              structs.HostLayout
-		Types          uint64
 		Goidgen        uint64
 		G_m            uint32
 		M_p            uint32

@@ -8,6 +8,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"log"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -18,6 +19,8 @@ import (
 	"testing"
 	"time"
 )
+
+var discard = log.New(io.Discard, "", 0)
 
 var (
 	root     string // of the repository
@@ -112,6 +115,7 @@ type target struct {
 	*exec.Cmd
 	words []string // what it said when it was ready
 	stdin io.WriteCloser
+	out   *bufio.Reader
 }
 
 // start runs a target until the test's end.
@@ -130,7 +134,8 @@ func start(t *testing.T, exe string, args ...string) *target {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = p.Process.Kill(); _ = p.Wait() })
-	line, err := bufio.NewReader(out).ReadString('\n')
+	p.out = bufio.NewReader(out)
+	line, err := p.out.ReadString('\n')
 	if err != nil {
 		t.Fatalf("the target did not start: %v", err)
 	}

@@ -16,7 +16,7 @@ import (
 )
 
 // toolchains are the Go versions whose binaries must be traceable.
-var toolchains = []string{"1.18.10", "1.20.14", "1.22.12", "1.24.9", "1.26.5", "1.27.2"}
+var toolchains = []string{"1.18.10", "1.20.14", "1.22.12", "1.23.12", "1.24.9", "1.26.5", "1.27.2"}
 
 func atLeast(goVersion string, minor int) bool {
 	v, err := strconv.Atoi(strings.Split(goVersion, ".")[1])

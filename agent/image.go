@@ -1,0 +1,60 @@
+package agent
+
+import (
+	"github.com/zerospan/zerospan/bpf"
+	"github.com/zerospan/zerospan/offsets"
+	"github.com/zerospan/zerospan/procdiscovery"
+)
+
+// maxNames bounds how many types' names are remembered for a target.
+const maxNames = 1024
+
+// TypeName implements instrumentors.Image.
+func (t *target) TypeName(addr uint64) string {
+	name, ok := t.names[addr]
+	if ok || addr == 0 {
+		return name
+	}
+	_ = t.file(func(b *offsets.Binary) { name = procdiscovery.Clean(b.TypeName(offsets.Addr(addr-t.bias)), 128) })
+	if t.names == nil {
+		t.names = map[uint64]string{}
+	}
+	if len(t.names) < maxNames {
+		t.names[addr] = name
+	}
+	return name
+}
+
+// Bytes implements instrumentors.Image.
+func (t *target) Bytes(addr uint64, n int) (out []byte) {
+	_ = t.file(func(b *offsets.Binary) { out = append(out, b.Read(offsets.Addr(addr-t.bias), uint64(n))...) })
+	return out
+}
+
+// file opens the executable for what is rarely asked; without it, that is not known.
+func (t *target) file(f func(*offsets.Binary)) error {
+	b, err := offsets.Open(t.exe)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = b.Close() }()
+	return b.Guard(func() error { f(b); return nil })
+}
+
+// noImage stands for the executable of a target that is gone.
+type noImage struct{}
+
+func (noImage) TypeName(uint64) string   { return "" }
+func (noImage) Bytes(uint64, int) []byte { return nil }
+
+// eachType visits the types of the target's executable as programs look them up.
+func (t *target) eachType(visit func(bpf.SharedGoTypeKey, bpf.SharedGoType) error) error {
+	for _, g := range t.types {
+		for _, addr := range g.Addrs {
+			if err := visit(bpf.SharedGoTypeKey{Type: uint64(addr) + t.bias, Target: t.id}, g.SharedGoType); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}

@@ -1,0 +1,3 @@
+module github.com/zerospan/zerospan/test/targets/client
+
+go 1.18
