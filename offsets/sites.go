@@ -3,6 +3,7 @@ package offsets
 import (
 	"fmt"
 	"slices"
+	"strings"
 
 	"golang.org/x/arch/x86/x86asm"
 )
@@ -61,6 +62,9 @@ func AtDeferredClosure() At { return atDeferred{} }
 // AtNilReturns are the RETs before which the function's first result is set to
 // nil, and its deferred closure is not called: for errors that come early.
 func AtNilReturns() At { return atNilReturns{} }
+
+// AtFirst is the first of several that a function has.
+func AtFirst(at ...At) At { return atFirst(at) }
 
 // Sites finds the probe sites in f.
 func (b *Binary) Sites(f Func, at At) ([]Site, error) {
@@ -217,6 +221,25 @@ func (b *Binary) growsStack(branch instruction, code []instruction) bool {
 		}
 	}
 	return false
+}
+
+type atFirst []At
+
+func (a atFirst) String() string {
+	names := make([]string, len(a))
+	for i, at := range a {
+		names[i] = at.String()
+	}
+	return strings.Join(names, " or ")
+}
+
+func (a atFirst) find(b *Binary, f Func, code []instruction) (sites []Site, err error) {
+	for _, at := range a {
+		if sites, err = at.find(b, f, code); err == nil {
+			break
+		}
+	}
+	return sites, err
 }
 
 type atCheck struct {

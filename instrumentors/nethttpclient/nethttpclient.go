@@ -66,7 +66,8 @@ func init() {
 				At: offsets.AtCheckAfterCall("net/http.(*persistConn).shouldRetryRequest", x86asm.RAX)},
 			{Program: "h2_round_trip", Group: groupH2XNet, Role: instrumentors.Start, At: offsets.AtEntry(), Symbols: xnetRoundTrip},
 			{Program: "h2_round_trip_checked", Group: groupH2XNet, Role: instrumentors.End, Symbols: xnetRoundTrip,
-				At: offsets.AtCheckAfterCall(xnet+"(*ClientConn).RoundTrip", results...)},
+				At: offsets.AtFirst(offsets.AtCheckAfterCall(xnet+"(*ClientConn).RoundTrip", results...),
+					offsets.AtCheckAfterCall(xnet+"(*ClientConn).roundTrip", results...))},
 			{Program: "h2_round_trip_failed", Group: groupH2XNet, Role: instrumentors.End, Symbols: xnetRoundTrip,
 				At: offsets.AtNilReturns(), Rare: onlyFails},
 		},
@@ -315,7 +316,7 @@ func errorOf(r *clientCall, text string, exe instrumentors.Image) string {
 	switch {
 	case strings.HasPrefix(text, "tls: "):
 		return "tls_error"
-	case strings.HasPrefix(text, "unsupported protocol scheme"):
+	case strings.HasPrefix(text, "unsupported protocol scheme"), text == "http2: unsupported scheme":
 		return "unsupported_scheme"
 	case strings.HasPrefix(text, "malformed "), typ == "textproto.ProtocolError":
 		return "malformed_response"

@@ -3,6 +3,7 @@ package live
 import (
 	"strconv"
 	"testing"
+	"time"
 )
 
 // upgrade speaks HTTP/1.1 and has the connection switched to HTTP/2 (RFC 7540, section 3.2).
@@ -49,5 +50,36 @@ func TestXNet(t *testing.T) {
 				o.check(t, c, "1.18")
 			})
 		})
+	}
+}
+
+// TestXNetClients: golang.org/x/net's http2.Transport by itself and within
+// net/http's, where it must not be counted twice.
+func TestXNetClients(t *testing.T) {
+	operations := func(p *peers, _ string) []sent {
+		late := []wanted{{errType: "timeout", minimum: 50 * time.Millisecond}}
+		refused := "https://127.0.0.1:1/refused"
+		var list []sent
+		for _, op := range []string{"alone", "configured"} {
+			list = append(list,
+				sent{op, p.h2.URL + "/ok/1", ok(wanted{version: "2"})},
+				sent{op, p.h2.URL + "/ok/2", ok(wanted{version: "2"})},
+				sent{op, p.h2.URL + "/status/503", []wanted{{status: 503, errType: "503", version: "2"}}},
+				sent{op + "-deadline", p.h2.URL + "/hang/", late},
+				sent{op, refused, failed("connection_refused")},
+			)
+		}
+		return append(list,
+			sent{"configured", p.secure.URL + "/ok/h1", ok(wanted{})},
+			sent{"cleartext", "http://127.0.0.1:1/x", failed("connection_refused")},
+		)
+	}
+	for _, b := range []build{
+		{goVersion: "1.20.14", dir: "xnet/client", mode: "stripped", modfile: "../x017.mod"},
+		{goVersion: "1.24.9", dir: "xnet/client", mode: "pie", modfile: "../x048.mod"},
+		{goVersion: "1.26.5", dir: "xnet/client", mode: "normal", modfile: "../x060.mod"},
+		{goVersion: "1.27.2", dir: "xnet/client", mode: "stripped", modfile: "../x060.mod"},
+	} {
+		t.Run(b.String(), func(t *testing.T) { checkClient(t, b, operations) })
 	}
 }
