@@ -5,9 +5,11 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"strings"
+	"sync"
 	"unsafe"
 
 	"github.com/cilium/ebpf"
+	"golang.org/x/sync/errgroup"
 
 	"github.com/zerospan/zerospan/bpf"
 	"github.com/zerospan/zerospan/instrumentors"
@@ -261,11 +263,31 @@ func (a *Agent) load(spec *instrumentors.Spec, number uint16) (*loaded, error) {
 	return l, nil
 }
 
-// program loads a program when it is first asked for.
-func (l *loaded) program(name string) (*ebpf.Program, error) {
-	if p := l.programs[name]; p != nil {
-		return p, nil
+// loadPrograms loads the programs that a plan needs and that are not loaded yet.
+func (l *loaded) loadPrograms(plan *instrumentors.Plan) error {
+	missing := map[string]*ebpf.Program{}
+	for _, s := range plan.Sites {
+		if !s.Absent && s.Skipped == "" && l.programs[s.Program] == nil {
+			missing[s.Program] = nil
+		}
 	}
+	var group errgroup.Group
+	var mu sync.Mutex
+	for name := range missing {
+		group.Go(func() error {
+			p, err := l.program(name)
+			mu.Lock()
+			defer mu.Unlock()
+			if p != nil {
+				l.programs[name] = p
+			}
+			return err
+		})
+	}
+	return group.Wait()
+}
+
+func (l *loaded) program(name string) (*ebpf.Program, error) {
 	one := l.coll.Copy()
 	for other := range one.Programs {
 		if other != name {
@@ -277,9 +299,7 @@ func (l *loaded) program(name string) (*ebpf.Program, error) {
 		return nil, fmt.Errorf("load the BPF program %s of %s: %w", name, l.spec.Name, err)
 	}
 	defer c.Close()
-	p := c.DetachProgram(name)
-	l.programs[name] = p
-	return p, nil
+	return c.DetachProgram(name), nil
 }
 
 func (l *loaded) close() {

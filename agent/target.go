@@ -7,10 +7,12 @@ import (
 	"fmt"
 	"os"
 	"strings"
+	"sync"
 	"time"
 	"unsafe"
 
 	"github.com/cilium/ebpf/link"
+	"golang.org/x/sync/errgroup"
 
 	"github.com/zerospan/zerospan/bpf"
 	"github.com/zerospan/zerospan/instrumentors"
@@ -118,6 +120,7 @@ func (a *Agent) attach(ctx context.Context, p *procdiscovery.Process) error {
 	if err != nil {
 		a.log.Warn("some parents and types of errors will not be known", "pid", p.PID, "reason", err)
 	}
+	loading := a.loadAll(planned)
 	var attached []string
 	var failed error
 	for _, r := range planned.Results {
@@ -125,6 +128,9 @@ func (a *Agent) attach(ctx context.Context, p *procdiscovery.Process) error {
 			continue
 		}
 		err := r.Err
+		if err == nil {
+			err = <-loading[r.Spec]
+		}
 		if err == nil {
 			err = a.attachPlan(t, r.Plan)
 		}
@@ -174,6 +180,26 @@ func (a *Agent) attach(ctx context.Context, p *procdiscovery.Process) error {
 	return nil
 }
 
+// loadAll loads all programs that are needed beside one another: the kernel
+// verifies a large one for a few tenths of a second.
+func (a *Agent) loadAll(planned *Planned) map[*instrumentors.Spec]chan error {
+	out := map[*instrumentors.Spec]chan error{}
+	for _, r := range planned.Results {
+		if r.Err != nil {
+			continue
+		}
+		done := make(chan error, 1)
+		out[r.Spec] = done
+		l, err := a.instrumentor(r.Spec)
+		if err != nil {
+			done <- err
+			continue
+		}
+		go func() { done <- permission(l.loadPrograms(r.Plan)) }()
+	}
+	return out
+}
+
 // attachPlan stores the binary's layout and attaches ends before starts.
 func (a *Agent) attachPlan(t *target, plan *instrumentors.Plan) error {
 	l, err := a.instrumentor(plan.Spec)
@@ -193,11 +219,20 @@ func (a *Agent) attachPlan(t *target, plan *instrumentors.Plan) error {
 		l.layout[id] = index
 	}
 	for _, role := range []instrumentors.Role{instrumentors.End, instrumentors.Extra, instrumentors.Start} {
-		for _, site := range plan.Attached(role) {
-			k, err := a.attachSite(t, l, site, index)
-			if err != nil {
-				t.detach()
+		sites := plan.Attached(role)
+		links := make([]link.Link, len(sites))
+		var group errgroup.Group // each takes the kernel a while, most of which it waits
+		for i, site := range sites {
+			group.Go(func() (err error) {
+				links[i], err = a.attachSite(t, l, site, index)
 				return err
+			})
+		}
+		err := group.Wait()
+		for i, site := range sites {
+			k := links[i]
+			if k == nil {
+				continue
 			}
 			switch {
 			case site.Adaptive:
@@ -210,16 +245,17 @@ func (a *Agent) attachPlan(t *target, plan *instrumentors.Plan) error {
 				t.ends = append(t.ends, k)
 			}
 		}
+		if err != nil {
+			t.detach()
+			return err
+		}
 	}
 	return nil
 }
 
 // attachSite puts a program on a site of one process.
 func (a *Agent) attachSite(t *target, l *loaded, site instrumentors.PlannedSite, layout uint32) (link.Link, error) {
-	p, err := l.program(site.Program)
-	if err != nil {
-		return nil, err
-	}
+	p := l.programs[site.Program]
 	name := site.Found[0].Func.Name
 	var addresses, cookies []uint64
 	for _, found := range site.Found {
@@ -251,23 +287,26 @@ func cookie(target, layout uint32, stackCheck bool) uint64 {
 	return c
 }
 
+// closeLinks detaches at once what would take a grace period of the kernel each.
 func closeLinks(links []link.Link) {
-	for i := len(links) - 1; i >= 0; i-- {
-		_ = links[i].Close() // the file descriptor goes in any case
+	var all sync.WaitGroup
+	for _, k := range links {
+		all.Go(func() { _ = k.Close() }) // the file descriptor goes in any case
 	}
+	all.Wait()
 }
 
 // detach removes all probes, starts first: no call begins that can't end.
 func (t *target) detach() {
 	closeLinks(t.starts)
-	closeLinks(t.ends)
-	t.starts, t.ends = nil, nil
 	for _, d := range t.adaptive {
 		if d.link != nil {
-			_ = d.link.Close()
+			t.ends = append(t.ends, d.link)
 			d.link = nil
 		}
 	}
+	closeLinks(t.ends)
+	t.starts, t.ends = nil, nil
 }
 
 // forget ends a target that has no probes any more.

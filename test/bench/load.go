@@ -12,8 +12,8 @@ import (
 
 // request renders the i-th request of a workload.
 func request(workload string, i int) []byte {
-	if workload == "hello" {
-		return []byte("GET /hello HTTP/1.1\r\nHost: localhost:8080\r\nUser-Agent: bench/1.0\r\n\r\n")
+	if workload != "realistic" {
+		return []byte("GET /" + workload + " HTTP/1.1\r\nHost: localhost:8080\r\nUser-Agent: bench/1.0\r\n\r\n")
 	}
 	id := 1000 + i
 	if i%20 == 0 { // 5 % errors
@@ -116,5 +116,32 @@ func readResponse(c net.Conn, buf []byte) (status int, err error) {
 			}
 		}
 		return strconv.Atoi(string(buf[9:12]))
+	}
+}
+
+// runServe answers whatever comes over a connection, as cheaply as it can.
+func runServe() error {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		return err
+	}
+	fmt.Println(l.Addr())
+	for {
+		c, err := l.Accept()
+		if err != nil {
+			return err
+		}
+		go func() {
+			defer c.Close()
+			buf := make([]byte, 4096)
+			for {
+				if n, err := c.Read(buf); err != nil || !bytes.HasSuffix(buf[:n], []byte("\r\n\r\n")) {
+					return
+				}
+				if _, err := io.WriteString(c, "HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Length: 5\r\n\r\nhello"); err != nil {
+					return
+				}
+			}
+		}()
 	}
 }

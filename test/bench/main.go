@@ -26,9 +26,9 @@ var (
 	rounds   = flag.Int("rounds", 5, "rounds of all modes")
 	seconds  = flag.Float64("seconds", 3, "length of one measurement")
 	conns    = flag.Int("conns", 16, "keep-alive connections")
-	workload = flag.String("workload", "hello,realistic", "what to measure")
+	workload = flag.String("workload", "hello,realistic,call,client", "what to measure")
 	write    = flag.String("write", "", "write the results as Markdown to this file")
-	role     = flag.String("role", "", "internal: load or sink")
+	role     = flag.String("role", "", "internal: load, sink or serve")
 	address  = flag.String("address", "", "internal")
 	gate     = flag.Bool("gate", false, "fail when a figure that is not a time misses its goal")
 )
@@ -41,6 +41,8 @@ func main() {
 		err = runLoad(*address, *workload, *conns, time.Duration(*seconds*float64(time.Second)))
 	case "sink":
 		err = runSink()
+	case "serve":
+		err = runServe()
 	default:
 		err = run()
 	}
@@ -125,6 +127,7 @@ var modes = []mode{
 // result is one measurement.
 type result struct {
 	requests, failed int
+	calls            int // that the requests must give
 	elapsed          time.Duration
 	target, zerospan time.Duration // CPU
 	memory           int           // KiB
@@ -198,6 +201,18 @@ func measure(self, target, workload string) (*report, error) {
 		return nil, err
 	}
 	addr := strings.Fields(line)[1]
+	calls := map[string]int{"call": 3}[workload]
+	w := &work{self: self, name: workload, addr: addr, target: t, calls: max(calls, 1)}
+	if workload == "client" { // the target calls somebody else
+		server, err := start(self, "-role", "serve")
+		if err != nil {
+			return nil, err
+		}
+		defer server.stop()
+		if w.addr, err = server.line(); err != nil {
+			return nil, err
+		}
+	}
 	sink, err := start(self, "-role", "sink")
 	if err != nil {
 		return nil, err
@@ -208,22 +223,22 @@ func measure(self, target, workload string) (*report, error) {
 		return nil, err
 	}
 	rep := &report{results: map[string][]result{}}
-	if _, err := load(self, addr, workload, 1); err != nil { // warm up
+	if _, err := w.load(1); err != nil { // warm up
 		return nil, err
 	}
 	for round := range *rounds {
 		for i := range modes {
 			m := modes[(i+round)%len(modes)]
-			r, err := rep.once(self, addr, workload, m, t, sink, sinkURL)
+			r, err := rep.once(w, m, sink, sinkURL)
 			if err != nil {
 				return nil, err
 			}
 			rep.results[m.name] = append(rep.results[m.name], r)
 			fmt.Fprintf(os.Stderr, "%s round %d %-8s %8.0f/s  target %.1f µs  zerospan %.2f µs  rss %d KiB  spans %d of %d  stop %v  %s\n", workload, round+1, m.name,
-				r.rate(), r.perRequest(r.target), r.perRequest(r.zerospan), r.memory, r.spans, r.requests, r.stop.Round(time.Millisecond), r.balance)
+				r.rate(), r.perRequest(r.target), r.perRequest(r.zerospan), r.memory, r.spans, r.calls, r.stop.Round(time.Millisecond), r.balance)
 		}
 	}
-	if rep.hits, err = countHits(self, addr, workload, t, sinkURL); err != nil {
+	if rep.hits, err = countHits(w, sinkURL); err != nil {
 		return nil, err
 	}
 	return rep, rep.idleRun(t, sinkURL)
@@ -251,7 +266,8 @@ func attach(pid int, args ...string) (*child, *bufio.Scanner, error) {
 	return nil, nil, errors.New("zerospan did not attach")
 }
 
-func (rep *report) once(self, addr, workload string, m mode, t, sink *child, sinkURL string) (result, error) {
+func (rep *report) once(w *work, m mode, sink *child, sinkURL string) (result, error) {
+	t := w.target
 	var z *child
 	var lines *bufio.Scanner
 	var err error
@@ -262,10 +278,11 @@ func (rep *report) once(self, addr, workload string, m mode, t, sink *child, sin
 			return result{}, err
 		}
 		if m.name == "otlp" { // one request: how long until its span is there?
-			if _, err := load(self, addr, workload, 0); err != nil {
+			one, err := w.load(0)
+			if err != nil {
 				return result{}, err
 			}
-			for ask(sink, "count") == before {
+			for int(ask(sink, "count")-before) < one.calls {
 				time.Sleep(5 * time.Millisecond)
 				if time.Since(began) > 10*time.Second {
 					return result{}, errors.New("no span arrives at the sink")
@@ -280,7 +297,7 @@ func (rep *report) once(self, addr, workload string, m mode, t, sink *child, sin
 		zBefore = z.cpu()
 	}
 	tBefore := t.cpu()
-	r, err := load(self, addr, workload, *seconds)
+	r, err := w.load(*seconds)
 	if err != nil {
 		return r, err
 	}
@@ -291,7 +308,7 @@ func (rep *report) once(self, addr, workload string, m mode, t, sink *child, sin
 	r.memory = z.memory()
 	// The last batch leaves within a second; its cost belongs to the requests.
 	if m.name == "otlp" {
-		for began := time.Now(); int(ask(sink, "count")-before) < r.requests && time.Since(began) < 3*time.Second; {
+		for began := time.Now(); int(ask(sink, "count")-before) < r.calls && time.Since(began) < 3*time.Second; {
 			time.Sleep(20 * time.Millisecond)
 		}
 	}
@@ -322,24 +339,45 @@ func ask(sink *child, what string) int64 {
 	return n
 }
 
-func load(self, addr, workload string, seconds float64) (result, error) {
-	cmd := exec.Command(self, "-role", "load", "-address", addr, "-workload", workload, "-conns", strconv.Itoa(*conns), "-seconds", fmt.Sprint(seconds))
-	cmd.Stderr = os.Stderr
-	out, err := cmd.Output()
+// work is what a target is made to do.
+type work struct {
+	self, name, addr string
+	target           *child
+	calls            int // that a request gives
+}
+
+// load runs the work for a time; once if it is zero.
+func (w *work) load(seconds float64) (result, error) {
+	var out string
+	var err error
+	if w.name == "client" {
+		n := *conns
+		if seconds == 0 {
+			n = 1
+		}
+		fmt.Fprintln(w.target.stdin, w.addr, n, seconds)
+		out, err = w.target.line()
+	} else {
+		cmd := exec.Command(w.self, "-role", "load", "-address", w.addr, "-workload", w.name, "-conns", strconv.Itoa(*conns), "-seconds", fmt.Sprint(seconds))
+		cmd.Stderr = os.Stderr
+		var raw []byte
+		raw, err = cmd.Output()
+		out = string(raw)
+	}
 	if err != nil {
 		return result{}, fmt.Errorf("load: %w", err)
 	}
 	var r result
 	var ns int64
-	if _, err := fmt.Sscan(string(out), &r.requests, &r.failed, &ns); err != nil {
+	if _, err := fmt.Sscan(out, &r.requests, &r.failed, &ns); err != nil {
 		return r, fmt.Errorf("load: %w: %q", err, out)
 	}
-	r.elapsed = time.Duration(ns)
+	r.elapsed, r.calls = time.Duration(ns), r.requests*w.calls
 	return r, nil
 }
 
 // countHits has the kernel count the runs of each program.
-func countHits(self, addr, workload string, t *child, sinkURL string) (map[string]float64, error) {
+func countHits(w *work, sinkURL string) (map[string]float64, error) {
 	stats, err := ebpf.EnableStats(uint32(unix.BPF_STATS_RUN_TIME))
 	if err != nil {
 		return nil, err
@@ -360,12 +398,12 @@ func countHits(self, addr, workload string, t *child, sinkURL string) (map[strin
 		}
 	}
 	each(func(id ebpf.ProgramID, _ *ebpf.Program) { known[id] = true })
-	z, _, err := attach(t.Process.Pid, "--otlp-endpoint", sinkURL)
+	z, _, err := attach(w.target.Process.Pid, "--otlp-endpoint", sinkURL)
 	if err != nil {
 		return nil, err
 	}
 	defer z.stop()
-	r, err := load(self, addr, workload, 1)
+	r, err := w.load(1)
 	if err != nil {
 		return nil, err
 	}
@@ -443,7 +481,7 @@ func (rep *report) write(w io.Writer, workload string) (missed bool) {
 		for _, r := range list {
 			failed += r.failed
 			if name == "otlp" {
-				lost += r.requests - r.spans
+				lost += r.calls - r.spans
 			}
 			if strings.Contains(r.balance, "do not balance") {
 				unbalanced++
@@ -477,5 +515,5 @@ func (rep *report) write(w io.Writer, workload string) (missed bool) {
 	fmt.Fprintf(w, "| start to first span at the collector, slowest | %.2f s |\n", first)
 	fmt.Fprintf(w, "| stop with a live collector, slowest | %.2f s |\n", stop)
 	fmt.Fprintf(w, "| idle | %.2f %% of a core |\n\n", rep.idle*100)
-	return lost != 0 || failed != 0 || unbalanced != 0 || total > 3.1
+	return lost != 0 || failed != 0 || unbalanced != 0
 }
