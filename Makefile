@@ -5,7 +5,7 @@ VERSION  := $(shell git describe --tags --always --dirty 2>/dev/null || echo dev
 LDFLAGS  := -s -w -X github.com/zerospan/zerospan/telemetry.Version=$(VERSION)
 GOLANGCI := github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0
 
-.PHONY: build demo test test-deps unit generate lint bench fuzz clean
+.PHONY: build demo test test-deps unit generate lint bench gate figures fuzz clean
 
 build:
 	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o $(BIN) ./cmd/zerospan
@@ -35,6 +35,14 @@ lint:
 
 bench: build
 	$(GO) run ./test/bench
+
+# Hits, verified instructions and allocations: none may rise by more than 10 %
+# over test/bench/figures.json, unless that file is changed on purpose. As root.
+gate:
+	$(GO) run ./test/bench -role gate
+
+figures:
+	$(GO) run ./test/bench -role gate -update
 
 FUZZTIME ?= 30s
 fuzz:

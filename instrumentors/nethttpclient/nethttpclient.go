@@ -217,12 +217,30 @@ func decode(raw []byte, exe instrumentors.Image, c *telemetry.Call) error {
 		c.Add(semconv.HTTPRequestMethodOriginal(method))
 	}
 	if host != "" {
-		c.Add(semconv.URLFull(fullURL(scheme, host, path, r)))
+		full := wholeURL(raw[headSize+int(r.MethodLen):], r, path)
+		if full == "" {
+			full = fullURL(scheme, host, path, r)
+		}
+		c.Add(semconv.URLFull(full))
 	}
 	if r.Resends > 0 {
 		c.Add(semconv.HTTPRequestResendCount(int(r.Resends)))
 	}
 	return nil
+}
+
+// wholeURL returns the URL where the record has it in one piece as it is to be
+// shown; else it is empty. data starts with the URL.
+func wholeURL(data []byte, r *clientCall, path string) string {
+	if r.Gap != 3 || r.HasUser != 0 || r.HasQuery != 0 || !plain(path) {
+		return ""
+	}
+	n := int(r.SchemeLen) + 3 + int(r.HostLen) + int(r.PathLen)
+	whole := unsafe.String(unsafe.SliceData(data), n)
+	if !strings.HasPrefix(whole[r.SchemeLen:], "://") {
+		return ""
+	}
+	return telemetry.CleanUTF8(whole)
 }
 
 // fullURL puts the URL together again, with REDACTED for what was not read.

@@ -12,7 +12,6 @@ import (
 	"io"
 	"os"
 	"os/exec"
-	"path/filepath"
 	"sort"
 	"strconv"
 	"strings"
@@ -28,8 +27,11 @@ var (
 	conns    = flag.Int("conns", 16, "keep-alive connections")
 	workload = flag.String("workload", "hello,realistic,call,client", "what to measure")
 	write    = flag.String("write", "", "write the results as Markdown to this file")
-	role     = flag.String("role", "", "internal: load, sink or serve")
+	role     = flag.String("role", "", "gate: compare counts with the committed ones; others are internal")
 	address  = flag.String("address", "", "internal")
+	file     = flag.String("figures", "test/bench/figures.json", "what the gate compares with")
+	update   = flag.Bool("update", false, "write the figures instead")
+	pid      = flag.Int("pid", 0, "internal")
 	gate     = flag.Bool("gate", false, "fail when a figure that is not a time misses its goal")
 )
 
@@ -43,6 +45,10 @@ func main() {
 		err = runSink()
 	case "serve":
 		err = runServe()
+	case "counted":
+		err = runCounted(*pid, *address)
+	case "gate":
+		err = runGate(*file, *update)
 	default:
 		err = run()
 	}
@@ -150,17 +156,11 @@ func run() error {
 	if err != nil {
 		return err
 	}
-	dir, err := os.MkdirTemp("", "zerospan-bench")
+	target, cleanup, err := buildTarget()
 	if err != nil {
 		return err
 	}
-	defer os.RemoveAll(dir)
-	target := filepath.Join(dir, "target")
-	build := exec.Command("go", "build", "-o", target, ".")
-	build.Dir = "test/targets/bench"
-	if out, err := build.CombinedOutput(); err != nil {
-		return fmt.Errorf("build the target: %w: %s", err, out)
-	}
+	defer cleanup()
 	var report strings.Builder
 	missed := false
 	for _, w := range strings.Split(*workload, ",") {
@@ -191,28 +191,12 @@ type report struct {
 }
 
 func measure(self, target, workload string) (*report, error) {
-	t, err := start(target, workload)
+	w, stop, err := newWork(self, target, workload)
 	if err != nil {
 		return nil, err
 	}
-	defer t.stop()
-	line, err := t.line()
-	if err != nil {
-		return nil, err
-	}
-	addr := strings.Fields(line)[1]
-	calls := map[string]int{"call": 3}[workload]
-	w := &work{self: self, name: workload, addr: addr, target: t, calls: max(calls, 1)}
-	if workload == "client" { // the target calls somebody else
-		server, err := start(self, "-role", "serve")
-		if err != nil {
-			return nil, err
-		}
-		defer server.stop()
-		if w.addr, err = server.line(); err != nil {
-			return nil, err
-		}
-	}
+	defer stop()
+	t := w.target
 	sink, err := start(self, "-role", "sink")
 	if err != nil {
 		return nil, err
@@ -346,6 +330,38 @@ type work struct {
 	calls            int // that a request gives
 }
 
+// newWork starts what a workload needs.
+func newWork(self, target, name string) (w *work, stop func(), err error) {
+	t, err := start(target, name)
+	if err != nil {
+		return nil, nil, err
+	}
+	line, err := t.line()
+	if err != nil {
+		return nil, nil, err
+	}
+	w = &work{self: self, name: name, addr: strings.Fields(line)[1], target: t, calls: max(map[string]int{"call": 3}[name], 1)}
+	if name != "client" {
+		return w, t.stop, nil
+	}
+	server, err := start(self, "-role", "serve") // the target calls somebody else
+	if err != nil {
+		t.stop()
+		return nil, nil, err
+	}
+	w.addr, err = server.line()
+	return w, func() { t.stop(); server.stop() }, err
+}
+
+func goBuild(dir, out string) error {
+	build := exec.Command("go", "build", "-o", out, ".")
+	build.Dir = dir
+	if msg, err := build.CombinedOutput(); err != nil {
+		return fmt.Errorf("build %s: %w: %s", dir, err, msg)
+	}
+	return nil
+}
+
 // load runs the work for a time; once if it is zero.
 func (w *work) load(seconds float64) (result, error) {
 	var out string
@@ -383,21 +399,7 @@ func countHits(w *work, sinkURL string) (map[string]float64, error) {
 		return nil, err
 	}
 	defer stats.Close()
-	known := map[ebpf.ProgramID]bool{}
-	each := func(f func(ebpf.ProgramID, *ebpf.Program)) {
-		for id := ebpf.ProgramID(0); ; {
-			next, err := ebpf.ProgramGetNextID(id)
-			if err != nil {
-				return
-			}
-			id = next
-			if p, err := ebpf.NewProgramFromID(id); err == nil {
-				f(id, p)
-				p.Close()
-			}
-		}
-	}
-	each(func(id ebpf.ProgramID, _ *ebpf.Program) { known[id] = true })
+	before := programRuns(nil)
 	z, _, err := attach(w.target.Process.Pid, "--otlp-endpoint", sinkURL)
 	if err != nil {
 		return nil, err
@@ -408,15 +410,9 @@ func countHits(w *work, sinkURL string) (map[string]float64, error) {
 		return nil, err
 	}
 	hits := map[string]float64{}
-	each(func(id ebpf.ProgramID, p *ebpf.Program) {
-		info, err := p.Info()
-		if known[id] || err != nil {
-			return
-		}
-		if s, err := p.Stats(); err == nil && info.Type == ebpf.Kprobe {
-			hits[info.Name] += float64(s.RunCount) / float64(r.requests)
-		}
-	})
+	for _, p := range programRuns(before) {
+		hits[p.name] += float64(p.runs) / float64(r.requests)
+	}
 	return hits, nil
 }
 
