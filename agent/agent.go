@@ -21,6 +21,7 @@ import (
 	"go.opentelemetry.io/otel/semconv/v1.43.0"
 
 	"github.com/zerospan/zerospan/bpf"
+	"github.com/zerospan/zerospan/coexist"
 	"github.com/zerospan/zerospan/instrumentors"
 	"github.com/zerospan/zerospan/procdiscovery"
 	"github.com/zerospan/zerospan/telemetry"
@@ -38,6 +39,7 @@ type Config struct {
 	Service      string // overrides the name, with one target
 	MaxOpenCalls uint32
 	RingSize     uint32        // bytes, a power of two
+	Coexist      Coexist       // with a target's own SDK; CoexistSkip if empty
 	StuckAfter   time.Duration // calls open for longer are listed
 	Log          *slog.Logger
 }
@@ -55,6 +57,7 @@ type Agent struct {
 	cfg      Config
 	pipeline *telemetry.Pipeline
 	shared   *shared
+	sdks     *coexist.Watcher // nil until a target carries the OpenTelemetry SDK
 	log      *slog.Logger
 
 	mu        sync.Mutex
@@ -85,6 +88,9 @@ func New(cfg Config, pipeline *telemetry.Pipeline) (*Agent, error) {
 	}
 	if cfg.RingSize == 0 {
 		cfg.RingSize = DefaultRingSize
+	}
+	if cfg.Coexist == "" {
+		cfg.Coexist = CoexistSkip
 	}
 	if cfg.StuckAfter == 0 {
 		cfg.StuckAfter = DefaultStuckAfter
@@ -162,7 +168,8 @@ func (a *Agent) Run(ctx context.Context) error {
 			}
 		case c := <-a.changes:
 			a.change(c)
-		case <-scan.C:
+		case now := <-scan.C:
+			a.checkSDKs(now)
 			if a.cfg.dynamic() {
 				a.scan(ctx)
 			}
@@ -347,6 +354,9 @@ func (a *Agent) OpenCalls() []telemetry.OpenCalls {
 	}
 	var out []telemetry.OpenCalls
 	index := map[key]int{}
+	if a.final != nil {
+		return nil
+	}
 	var c telemetry.Call
 	err := a.shared.eachOpen(func(e entry) {
 		t, l := a.byID[e.head.Target], a.byNumber(e.head.Instrumentor)

@@ -185,6 +185,10 @@ func (a *Agent) identify(c *telemetry.Call, head *bpf.SharedZsHead) {
 	flags := bpf.SharedZsFlag(head.Flags)
 	c.Decided = flags&bpf.SharedZsFlagZS_FLAG_TRACEPARENT != 0
 	c.ParentRemote = c.Decided && flags&bpf.SharedZsFlagZS_FLAG_LOCAL_PARENT == 0
+	if flags&bpf.SharedZsFlagZS_FLAG_SDK_PARENT != 0 {
+		c.Decided, c.ParentRemote, c.ParentSDK = true, false, true
+		c.SeenBySDK = flags&bpf.SharedZsFlagZS_FLAG_SDK_CLIENT != 0
+	}
 }
 
 // unfinished lists a call that has been open for long, and exports a span that
@@ -249,6 +253,7 @@ func (a *Agent) close() {
 	}
 	for _, t := range a.targets {
 		t.detach()
+		a.unwatchSDK(t)
 	}
 	a.watchers.Wait()
 	a.consumer.request(true)
@@ -267,6 +272,9 @@ func (a *Agent) close() {
 	a.final = &final
 	for _, l := range a.loaded {
 		l.close()
+	}
+	if a.sdks != nil {
+		a.sdks.Close()
 	}
 	a.loaded = nil
 	a.shared.close()

@@ -11,10 +11,12 @@ import (
 	"time"
 	"unsafe"
 
+	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/link"
 	"golang.org/x/sync/errgroup"
 
 	"github.com/zerospan/zerospan/bpf"
+	"github.com/zerospan/zerospan/coexist"
 	"github.com/zerospan/zerospan/instrumentors"
 	"github.com/zerospan/zerospan/offsets"
 	"github.com/zerospan/zerospan/procdiscovery"
@@ -32,6 +34,7 @@ type target struct {
 	adaptive  []*adaptive
 	bias      uint64 // what was added to the executable's addresses when it was loaded
 	types     []instrumentors.GoType
+	sdk       *sdkState         // nil: it carries no SDK, or that does not matter
 	names     map[uint64]string // of types, by address; belongs to the consumer's goroutine
 	cancel    context.CancelFunc
 }
@@ -50,8 +53,9 @@ type Planned struct {
 	GoVersion string
 	Results   []PlanResult
 	Types     []instrumentors.GoType
-	Bias      uint64 // what was added to the executable's addresses when it was loaded
-	BiasErr   error  // why that is not known
+	SDK       *coexist.Plan // nil: not known
+	Bias      uint64        // what was added to the executable's addresses when it was loaded
+	BiasErr   error         // why that is not known
 }
 
 // PlanResult is what one instrumentor would do, or why it does nothing.
@@ -78,6 +82,9 @@ func Plan(p *procdiscovery.Process, f *os.File) (*Planned, error) {
 		planned.Results = append(planned.Results, r)
 	}
 	if err := b.Guard(func() error { planned.Types = instrumentors.GoTypes(b); return nil }); err != nil {
+		return planned, err
+	}
+	if err := b.Guard(func() (err error) { planned.SDK, err = coexist.MakePlan(b); return err }); err != nil && !errors.Is(err, offsets.ErrNotGo) {
 		return planned, err
 	}
 	start, offset, err := p.Mapping()
@@ -121,6 +128,9 @@ func (a *Agent) attach(ctx context.Context, p *procdiscovery.Process) error {
 		a.log.Warn("some parents and types of errors will not be known", "pid", p.PID, "reason", err)
 	}
 	loading := a.loadAll(planned)
+	if err := a.watchSDK(t, planned.SDK); err != nil {
+		a.log.Warn("whether the process exports telemetry by itself is not known", "pid", p.PID, "reason", err)
+	}
 	var attached []string
 	var failed error
 	for _, r := range planned.Results {
@@ -256,16 +266,28 @@ func (a *Agent) attachPlan(t *target, plan *instrumentors.Plan) error {
 // attachSite puts a program on a site of one process.
 func (a *Agent) attachSite(t *target, l *loaded, site instrumentors.PlannedSite, layout uint32) (link.Link, error) {
 	p := l.programs[site.Program]
-	name := site.Found[0].Func.Name
-	var addresses, cookies []uint64
+	var cookies []uint64
 	for _, found := range site.Found {
+		cookies = append(cookies, cookie(t.id, layout, found.StackCheck))
+	}
+	return t.probeAll(p, site.Found, cookies)
+}
+
+// probe puts a program on one site of the process.
+func (t *target) probe(p *ebpf.Program, site offsets.Site, cookie uint64) (link.Link, error) {
+	return t.probeAll(p, []offsets.Site{site}, []uint64{cookie})
+}
+
+func (t *target) probeAll(p *ebpf.Program, sites []offsets.Site, cookies []uint64) (link.Link, error) {
+	name := sites[0].Func.Name
+	var addresses []uint64
+	for _, site := range sites {
 		// The last check before the kernel writes a breakpoint there.
-		now := make([]byte, len(found.Bytes))
-		if _, err := t.exe.ReadAt(now, int64(found.FileOffset)); err != nil || !bytes.Equal(now, found.Bytes) {
+		now := make([]byte, len(site.Bytes))
+		if _, err := t.exe.ReadAt(now, int64(site.FileOffset)); err != nil || !bytes.Equal(now, site.Bytes) {
 			return nil, fmt.Errorf("%s is not what it was: refused", name)
 		}
-		addresses = append(addresses, found.FileOffset)
-		cookies = append(cookies, cookie(t.id, layout, found.StackCheck))
+		addresses = append(addresses, site.FileOffset)
 	}
 	ex, err := link.OpenExecutable(fmt.Sprintf("/proc/self/fd/%d", t.exe.Fd()))
 	if err != nil {
@@ -311,6 +333,7 @@ func (t *target) detach() {
 
 // forget ends a target that has no probes any more.
 func (a *Agent) forget(t *target) {
+	a.unwatchSDK(t)
 	_ = t.exe.Close()
 	a.shared.forget(t)
 	a.mu.Lock()

@@ -62,6 +62,8 @@ enum go_type_flag {
 	GO_TYPE_CANCELS = 1 << 2, /* has a context.cancelCtx at its start */
 	GO_TYPE_ERROR = 1 << 3,	  /* an error; next is the error that it wraps, or absent */
 	GO_TYPE_TEXT = 1 << 4,	  /* an error whose text is a field */
+	GO_TYPE_VALUE = 1 << 5,	  /* context.valueCtx */
+	GO_TYPE_SDK_SPAN = 1 << 6 /* a span of the OpenTelemetry SDK */
 };
 
 struct go_type {
@@ -77,6 +79,23 @@ struct {
 	__type(key, struct go_type_key);
 	__type(value, struct go_type);
 } go_types SEC(".maps");
+
+/* Where a context holds the span of the process's own OpenTelemetry SDK. The key is the target's number. */
+struct go_sdk {
+	__u64 key_type;					 /* of the context's key */
+	__u32 value_val, pad;				 /* context.valueCtx.val */
+	__u32 trace_id, span_id, trace_flags, span_kind; /* sdk/trace.recordingSpan */
+};
+
+#define GO_SDK_KIND_CLIENT 3 /* trace.SpanKindClient */
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, 16384);
+	__type(key, __u32);
+	__type(value, struct go_sdk);
+} go_sdks SEC(".maps");
 
 /* From an itab's address to its type: an itab stays where it is as long as the process lives. */
 struct go_itab_key {
@@ -121,6 +140,16 @@ struct go_map_layout {
 #define GO_MAP_GROUPS_MAX                                                                                    \
 	16 /* 64 headers with their overflow buckets, or more; the rest is not looked at                     \
 	    */
+
+/* 1 where the two are equal, without a branch: each branch here would multiply the verifier's paths. */
+static __always_inline __u64 go_equal(__u64 a, __u64 b)
+{
+	__u64 x = a ^ b;
+
+	x |= -x;
+	zs_opaque(x); /* or the compiler makes a branch of it */
+	return x >> 63 ^ 1;
+}
 
 static __always_inline bool go_is_stack_growth(struct pt_regs *ctx, __u64 cookie)
 {
@@ -179,16 +208,6 @@ struct go_headers {
 
 #define GO_HEADER_TRACEPARENT_LEN 11
 #define GO_HEADER_USER_AGENT_LEN  10
-
-/* 1 where the two are equal, without a branch: each branch here would multiply the verifier's paths. */
-static __always_inline __u64 go_equal(__u64 a, __u64 b)
-{
-	__u64 x = a ^ b;
-
-	x |= -x;
-	zs_opaque(x); /* or the compiler makes a branch of it */
-	return x >> 63 ^ 1;
-}
 
 /* The index of the only bit that is set in an eight-bit number (a de Bruijn sequence; BPF has no count of
  * zeros). */
@@ -406,43 +425,95 @@ static __noinline const struct go_type *go_type_of(__u32 target, __u64 itab)
 	return bpf_map_lookup_elem(&go_itabs, &key);
 }
 
+static __noinline int go_find_sdk(__u32 target, __u64 *key_type)
+{
+	const struct go_sdk *sdk = bpf_map_lookup_elem(&go_sdks, &target);
+
+	if (sdk)
+		*key_type = sdk->key_type;
+	return 0;
+}
+
+/* Makes the call a child of the SDK's span that a context.valueCtx holds. */
+static __noinline int go_adopt_sdk(struct zs_head *head, __u64 value)
+{
+	const struct go_sdk *sdk = bpf_map_lookup_elem(&go_sdks, &head->target);
+	struct go_type_key key = {.target = head->target};
+	const struct go_type *type;
+	__u64 span[2] = {}, ids[3] = {}; /* an any: the address of its type, not of an itab, and the data's */
+	__u8 flags, kind;
+
+	if (!sdk || !zs_read(span, sizeof(span), value + sdk->value_val))
+		return 0;
+	key.type = span[0];
+	type = bpf_map_lookup_elem(&go_types, &key);
+	if (!type || !(type->flags & GO_TYPE_SDK_SPAN) || !zs_read(ids, 16, span[1] + sdk->trace_id) ||
+	    !zs_read(&ids[2], 8, span[1] + sdk->span_id) || !(ids[0] | ids[1]) || !ids[2])
+		return 0;
+	flags = zs_read_u8(span[1], sdk->trace_flags);
+	kind = zs_read_u8(span[1], sdk->span_kind);
+	__builtin_memcpy(head->trace_id, ids, 16);
+	__builtin_memcpy(head->parent_id, &ids[2], 8);
+	head->trace_flags = flags;
+	head->flags |= ZS_FLAG_SDK_PARENT | (kind == GO_SDK_KIND_CLIENT ? ZS_FLAG_SDK_CLIENT : 0);
+	return 1;
+}
+
 #define GO_CONTEXT_MAX 48 /* contexts around one another that are looked at */
 
 /*
  * Walks up from a context to one that an open call began with. net/http's server
  * makes one for each connection, and from it one for each request: an HTTP/1
  * connection is indexed once by its own, and the request's must be the one below.
+ * On the way, *value becomes the first context.valueCtx whose key has the type
+ * *key_type, if that is not 0. (It lies in a map's value: there the verifier does
+ * not know the 0 that it would walk for once more.)
  */
-static __noinline void *go_context_owner(__u32 target, __u32 tgid, __u64 itab, __u64 data, void *own)
+static __noinline void *go_context_owner(const struct zs_head *head, const struct go_iface *from, void *own,
+					 const __u64 *key_type_at, __u64 *value)
 {
-	struct go_iface context = {itab, data};
-	__u64 below = 0, at;
+	__u64 below = 0, at, found = 0, match, key_type = *key_type_at;
+	struct {
+		struct go_iface context;
+		__u64 key; /* the first word of context.valueCtx.key, which follows */
+	} next = {.context = *from};
 
 	for (int i = 0; i < GO_CONTEXT_MAX; i++) {
 		const struct go_type *type;
 		struct zs_owner *owner;
+		__u32 size;
 		void *call;
 
-		at = context.data;
-		if (!context.itab || !at)
-			return NULL;
-		type = go_type_of(target, context.itab);
+		at = next.context.data;
+		if (!next.context.itab || !at)
+			break;
+		type = go_type_of(head->target, next.context.itab);
 		if (!type || !(type->flags & GO_TYPE_CONTEXT))
-			return NULL;
+			break;
 		if (type->flags & GO_TYPE_CANCEL) {
-			if (own && zs_owner_of(own)->context == at)
+			if (own && zs_owner_of(own)->context == at) {
+				*value = found;
 				return own;
-			call = zs_open_by(at, tgid);
+			}
+			call = zs_open_by(at, head->tgid);
 			if (call) {
 				owner = zs_owner_of(call);
-				if (owner->context == at || (below && owner->context == below))
+				if (owner->context == at || (below && owner->context == below)) {
+					*value = found;
 					return call;
+				}
 			}
 			below = at;
 		}
-		if (!zs_read(&context, sizeof(context), at + type->next))
-			return NULL;
+		match = type->flags / GO_TYPE_VALUE & 1;
+		size = sizeof(next.context) + 8 * match;
+		if (!zs_read(&next, size, at + type->next))
+			break;
+		/* Without branches: each would multiply the verifier's paths. */
+		match &= go_equal(next.key, key_type) & (go_equal(key_type, 0) ^ 1) & go_equal(found, 0);
+		found |= at & -match;
 	}
+	*value = found;
 	return NULL;
 }
 
@@ -482,11 +553,17 @@ static __always_inline void go_adopt_parent(struct zs_head *head, const struct z
 {
 	struct zs_key key = {.task = call->task, .tgid = call->tgid, .slot = ZS_OWNER};
 	void *own = zs_open_call(&key), *parent;
+	__u64 value = 0;
 
 	if (own && zs_owner_of(own)->context == context->data) {
 		parent = own;
 	} else {
-		parent = go_context_owner(head->target, key.tgid, context->itab, context->data, own);
+		__u64 *key_type = &zs_owner_of(head)->itab; /* a child has no use for it */
+
+		go_find_sdk(head->target, key_type);
+		parent = go_context_owner(head, context, own, key_type, &value);
+		if (value && go_adopt_sdk(head, value))
+			return;
 		if (!parent)
 			parent = own;
 		if (!parent)

@@ -30,6 +30,8 @@ enum zs_flag {
 	ZS_FLAG_EXTRA_USED = 1 << 5,   /* an extra site told what the end would not have known */
 	ZS_FLAG_EXTRA_MISSED = 1 << 6, /* an extra site could have told what the end did not know */
 	ZS_FLAG_LOCAL_PARENT = 1 << 7, /* the parent is a call of this process; trace ids are its own */
+	ZS_FLAG_SDK_PARENT = 1 << 8, /* the parent is a span of the process's own SDK; trace_flags are its */
+	ZS_FLAG_SDK_CLIENT = 1 << 9, /* and that span is a client's: the SDK sees this very call */
 };
 
 /* The head of every record; what follows it belongs to the instrumentor. */
@@ -285,7 +287,7 @@ static __always_inline void zs_identify(struct zs_head *head)
 	__u64 id = zs_mix(zs_mix(head->start ^ zs_seed[0]) ^ ((__u64)head->tgid << 32 ^ head->task));
 
 	*(__u64 *)head->span_id = zs_mix(id + 1);
-	if (head->flags & (ZS_FLAG_TRACEPARENT | ZS_FLAG_LOCAL_PARENT))
+	if (head->flags & (ZS_FLAG_TRACEPARENT | ZS_FLAG_LOCAL_PARENT | ZS_FLAG_SDK_PARENT))
 		return;
 	*(__u64 *)head->trace_id = zs_mix(id ^ zs_seed[1]);
 	*(__u64 *)(head->trace_id + 8) = zs_mix(id + zs_seed[1]);

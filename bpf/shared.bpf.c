@@ -18,4 +18,5 @@ const struct zs_key *unused_key __attribute__((unused));
 const struct zs_index_key *unused_index_key __attribute__((unused));
 const struct go_type *unused_type __attribute__((unused));
 const struct go_type_key *unused_type_key __attribute__((unused));
+const struct go_sdk *unused_sdk __attribute__((unused));
 const enum go_type_flag *unused_type_flag __attribute__((unused));

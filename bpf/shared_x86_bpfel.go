@@ -60,6 +60,17 @@ type SharedGoRuntimeLayout struct {
 	_              [4]byte
 }
 
+type SharedGoSdk struct {
+	_          structs.HostLayout
+	KeyType    uint64
+	ValueVal   uint32
+	Pad        uint32
+	TraceId    uint32
+	SpanId     uint32
+	TraceFlags uint32
+	SpanKind   uint32
+}
+
 type SharedGoType struct {
 	_     structs.HostLayout
 	Flags uint32
@@ -70,11 +81,13 @@ type SharedGoType struct {
 type SharedGoTypeFlag uint32
 
 const (
-	SharedGoTypeFlagGO_TYPE_CONTEXT SharedGoTypeFlag = 1
-	SharedGoTypeFlagGO_TYPE_CANCEL  SharedGoTypeFlag = 2
-	SharedGoTypeFlagGO_TYPE_CANCELS SharedGoTypeFlag = 4
-	SharedGoTypeFlagGO_TYPE_ERROR   SharedGoTypeFlag = 8
-	SharedGoTypeFlagGO_TYPE_TEXT    SharedGoTypeFlag = 16
+	SharedGoTypeFlagGO_TYPE_CONTEXT  SharedGoTypeFlag = 1
+	SharedGoTypeFlagGO_TYPE_CANCEL   SharedGoTypeFlag = 2
+	SharedGoTypeFlagGO_TYPE_CANCELS  SharedGoTypeFlag = 4
+	SharedGoTypeFlagGO_TYPE_ERROR    SharedGoTypeFlag = 8
+	SharedGoTypeFlagGO_TYPE_TEXT     SharedGoTypeFlag = 16
+	SharedGoTypeFlagGO_TYPE_VALUE    SharedGoTypeFlag = 32
+	SharedGoTypeFlagGO_TYPE_SDK_SPAN SharedGoTypeFlag = 64
 )
 
 type SharedGoTypeKey struct {
@@ -139,6 +152,8 @@ const (
 	SharedZsFlagZS_FLAG_EXTRA_USED   SharedZsFlag = 32
 	SharedZsFlagZS_FLAG_EXTRA_MISSED SharedZsFlag = 64
 	SharedZsFlagZS_FLAG_LOCAL_PARENT SharedZsFlag = 128
+	SharedZsFlagZS_FLAG_SDK_PARENT   SharedZsFlag = 256
+	SharedZsFlagZS_FLAG_SDK_CLIENT   SharedZsFlag = 512
 )
 
 type SharedZsHead struct {
@@ -194,6 +209,7 @@ type SharedZsProcess struct {
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
 	SharedMapGoItabs        = "go_itabs"
+	SharedMapGoSdks         = "go_sdks"
 	SharedMapGoTypes        = "go_types"
 	SharedMapZsBlank        = "zs_blank"
 	SharedMapZsCalls        = "zs_calls"
@@ -214,6 +230,7 @@ const (
 	SharedVarUnusedMap      = "unused_map"
 	SharedVarUnusedProcess  = "unused_process"
 	SharedVarUnusedRuntime  = "unused_runtime"
+	SharedVarUnusedSdk      = "unused_sdk"
 	SharedVarUnusedType     = "unused_type"
 	SharedVarUnusedTypeFlag = "unused_type_flag"
 	SharedVarUnusedTypeKey  = "unused_type_key"
@@ -272,6 +289,7 @@ type SharedProgramSpecs struct {
 // It can be passed ebpf.CollectionSpec.Assign.
 type SharedMapSpecs struct {
 	GoItabs     *ebpf.MapSpec `ebpf:"go_itabs"`
+	GoSdks      *ebpf.MapSpec `ebpf:"go_sdks"`
 	GoTypes     *ebpf.MapSpec `ebpf:"go_types"`
 	ZsBlank     *ebpf.MapSpec `ebpf:"zs_blank"`
 	ZsCalls     *ebpf.MapSpec `ebpf:"zs_calls"`
@@ -298,6 +316,7 @@ type SharedVariableSpecs struct {
 	UnusedMap      *ebpf.VariableSpec `ebpf:"unused_map"`
 	UnusedProcess  *ebpf.VariableSpec `ebpf:"unused_process"`
 	UnusedRuntime  *ebpf.VariableSpec `ebpf:"unused_runtime"`
+	UnusedSdk      *ebpf.VariableSpec `ebpf:"unused_sdk"`
 	UnusedType     *ebpf.VariableSpec `ebpf:"unused_type"`
 	UnusedTypeFlag *ebpf.VariableSpec `ebpf:"unused_type_flag"`
 	UnusedTypeKey  *ebpf.VariableSpec `ebpf:"unused_type_key"`
@@ -328,6 +347,7 @@ func (o *SharedObjects) Close() error {
 // It can be passed to LoadSharedObjects or ebpf.CollectionSpec.LoadAndAssign.
 type SharedMaps struct {
 	GoItabs     *ebpf.Map `ebpf:"go_itabs"`
+	GoSdks      *ebpf.Map `ebpf:"go_sdks"`
 	GoTypes     *ebpf.Map `ebpf:"go_types"`
 	ZsBlank     *ebpf.Map `ebpf:"zs_blank"`
 	ZsCalls     *ebpf.Map `ebpf:"zs_calls"`
@@ -343,6 +363,7 @@ type SharedMaps struct {
 func (m *SharedMaps) Close() error {
 	return _SharedClose(
 		m.GoItabs,
+		m.GoSdks,
 		m.GoTypes,
 		m.ZsBlank,
 		m.ZsCalls,
@@ -370,6 +391,7 @@ type SharedVariables struct {
 	UnusedMap      *ebpf.Variable `ebpf:"unused_map"`
 	UnusedProcess  *ebpf.Variable `ebpf:"unused_process"`
 	UnusedRuntime  *ebpf.Variable `ebpf:"unused_runtime"`
+	UnusedSdk      *ebpf.Variable `ebpf:"unused_sdk"`
 	UnusedType     *ebpf.Variable `ebpf:"unused_type"`
 	UnusedTypeFlag *ebpf.Variable `ebpf:"unused_type_flag"`
 	UnusedTypeKey  *ebpf.Variable `ebpf:"unused_type_key"`

@@ -106,6 +106,8 @@ func GoTypes(b *offsets.Binary) []GoType {
 			flags |= bpf.SharedGoTypeFlagGO_TYPE_CANCEL | bpf.SharedGoTypeFlagGO_TYPE_CANCELS
 		case "context.timerCtx", "context.afterFuncCtx":
 			flags |= bpf.SharedGoTypeFlagGO_TYPE_CANCELS
+		case "context.valueCtx":
+			flags |= bpf.SharedGoTypeFlagGO_TYPE_VALUE
 		}
 		add(t, flags)
 	}

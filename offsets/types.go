@@ -22,6 +22,7 @@ const (
 	kindInterface = 20
 	kindMap       = 21
 	kindPointer   = 22
+	maxKind       = 26
 	kindStruct    = 25
 
 	nameEmbedded = 1 << 3 // a flag of abi.Name
@@ -219,6 +220,32 @@ func (b *Binary) Struct(name string) (Type, bool) {
 	}
 	a, ok := ix.structs[name]
 	return Type{Name: name, Addrs: []Addr{a}, Next: Absent}, ok
+}
+
+// NamedType finds the descriptor of a named type that is no struct, by its
+// qualified name; of those of one short name, the first.
+func (b *Binary) NamedType(name string) (Addr, bool) {
+	ix, err := b.typeDescriptors()
+	if err != nil {
+		return 0, false
+	}
+	short, pkg := name[strings.LastIndexByte(name, '.')+1:], name[:strings.LastIndexByte(name, '.')]
+	want := pkg[strings.LastIndexByte(pkg, '/')+1:] + "." + short
+	raw := b.bytes(ix.base, uint64(ix.end-ix.base))
+	for off := 0; off+typeSize <= len(raw); off += 8 {
+		p := raw[off:]
+		if p[20]&tflagNamed == 0 || p[23]&kindMask == 0 || p[23]&kindMask > maxKind {
+			continue
+		}
+		found := b.name(ix.base + Addr(binary.LittleEndian.Uint32(p[40:])))
+		if p[20]&tflagExtraStar != 0 {
+			found = strings.TrimPrefix(found, "*")
+		}
+		if found == want {
+			return ix.base + Addr(off), true
+		}
+	}
+	return 0, false
 }
 
 // AddPointers adds the descriptors of the types' pointer types.

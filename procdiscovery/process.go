@@ -25,11 +25,12 @@ var ErrNotFound = errors.New("no such process")
 // Process is a running process.
 type Process struct {
 	PID         int
-	StartTime   uint64    // clock ticks since boot; with the PID it names the process for good
-	ExeID       [2]uint64 // device and inode of the executable: an exec changes it
-	Exe         string    // path as the process sees it
-	Container   string    // container id, if it runs in one
-	ServiceName string    // its own OTEL_SERVICE_NAME, if it has one
+	StartTime   uint64            // clock ticks since boot; with the PID it names the process for good
+	ExeID       [2]uint64         // device and inode of the executable: an exec changes it
+	Exe         string            // path as the process sees it
+	Container   string            // container id, if it runs in one
+	ServiceName string            // its own OTEL_SERVICE_NAME, if it has one
+	OTEL        map[string]string // its variables that begin with OTEL_, at most 64
 }
 
 // Name returns the base name of the executable.
@@ -54,7 +55,7 @@ func Inspect(pid int) (*Process, error) {
 	if err != nil {
 		return nil, notFound(pid, err)
 	}
-	p := &Process{PID: pid}
+	p := &Process{PID: pid, OTEL: map[string]string{}}
 	if p.StartTime, err = startTime(stat); err != nil {
 		return nil, err
 	}
@@ -72,13 +73,16 @@ func Inspect(pid int) (*Process, error) {
 	}
 	if environ, err := readFile(dir + "/environ"); err == nil {
 		for _, kv := range bytes.Split(environ, []byte{0}) {
-			if v, ok := bytes.CutPrefix(kv, []byte("OTEL_SERVICE_NAME=")); ok {
-				p.ServiceName = clean(string(v))
+			if name, v, ok := bytes.Cut(kv, []byte("=")); ok && bytes.HasPrefix(name, []byte("OTEL_")) && len(p.OTEL) < maxOTEL {
+				p.OTEL[clean(string(name))] = clean(string(v))
 			}
 		}
 	}
+	p.ServiceName = p.OTEL["OTEL_SERVICE_NAME"]
 	return p, nil
 }
+
+const maxOTEL = 64
 
 func notFound(pid int, err error) error {
 	switch {

@@ -21,7 +21,7 @@ type Balance struct {
 
 	Exported   uint64 // spans that the collector took; without one, calls that were shown or aggregated
 	SampledOut uint64
-	Dropped    map[string]uint64 // by reason: ring_full, queue_full, export_failed, rejected, malformed
+	Dropped    map[string]uint64 // by reason: ring_full, queue_full, export_failed, rejected, malformed, left_to_sdk
 	Pending    uint64            // spans on their way
 
 	Unmatched   uint64 // ends without a start, of calls begun before the attach

@@ -51,6 +51,8 @@ type Call struct {
 	SpanID       [8]byte
 	ParentID     [8]byte // zero: a root span
 	ParentRemote bool    // the parent came over the wire
+	ParentSDK    bool    // the parent is a span of the target's own SDK
+	SeenBySDK    bool    // which is of this very call
 	Decided      bool    // the trace came with a decision whether to sample it, in TraceFlags
 	TraceFlags   byte    // W3C trace flags
 	Error        bool

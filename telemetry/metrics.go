@@ -107,6 +107,9 @@ func (p *Pipeline) collect(start time.Time) []*metricdata.ResourceMetrics {
 	defer p.mu.Unlock()
 	var out []*metricdata.ResourceMetrics
 	for _, t := range p.targets {
+		if t.metrics != Exported {
+			continue
+		}
 		var metrics []metricdata.Metrics
 		for _, r := range t.red.metrics {
 			h := metricdata.Histogram[float64]{Temporality: metricdata.CumulativeTemporality}

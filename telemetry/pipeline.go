@@ -35,6 +35,7 @@ type Pipeline struct {
 	gone       []departed
 	summary    summary
 	sampledOut uint64
+	left       uint64 // spans that were left to a target's own SDK
 	kept       uint64 // sampled calls without a collector to send them to
 	folded     uint64
 	malformed  uint64
@@ -119,7 +120,12 @@ func (p *Pipeline) Record(t *Target, m *Metric, instrumentor, scope string, c *C
 	if p.printer != nil {
 		p.printer.print(t, instrumentor, c, guess)
 	}
+	if t.spans.links() && !c.ParentSDK && !c.ParentRemote {
+		c.ParentID = [8]byte{} // a call of which there is no span
+	}
 	switch {
+	case t.leaves(c):
+		p.left++
 	case !p.opts.Sampler.sample(c):
 		p.sampledOut++
 	case p.traces == nil:
@@ -199,6 +205,7 @@ func (p *Pipeline) Balance() Balance {
 	b.SampledOut = p.sampledOut
 	b.Dropped["ring_full"] += p.folded
 	b.Dropped["malformed"] += p.malformed
+	b.Dropped["left_to_sdk"] += p.left
 	if e := p.traces; e != nil {
 		b.Exported += e.exported.Load()
 		b.Dropped["queue_full"] += e.full.Load()

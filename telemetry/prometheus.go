@@ -34,6 +34,9 @@ func (c promCollector) Collect(out chan<- prometheus.Metric) {
 	c.p.mu.Lock()
 	defer c.p.mu.Unlock()
 	for _, t := range c.p.targets {
+		if t.metrics != Exported {
+			continue
+		}
 		id := []attribute.KeyValue{attribute.String("service.name", t.Service), attribute.Int("process.pid", t.PID)}
 		for _, r := range t.red.metrics {
 			for _, s := range r.sorted() {

@@ -16,7 +16,9 @@ type Target struct {
 	active map[*Metric]map[attribute.Distinct][]attribute.KeyValue // that had open calls: they return to 0
 	routes routeGuesser
 	proto  *resourcepb.Resource
-	batch  *spanBatch
+	open   []*spanBatch // being filled, one a scope
+
+	spans, metrics Coexistence
 }
 
 // NewTarget describes a process by its resource attributes.

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -44,6 +45,8 @@ type spanBatch struct {
 	spans  int
 	buf    []byte
 	since  time.Time
+
+	doubled bool // an SDK in the target makes spans of these calls as well
 }
 
 // traceExporter takes encoded spans and hands them to a collector. Its queue is
@@ -125,23 +128,28 @@ func (e *traceExporter) observe(ctx context.Context, method string, req, reply a
 
 // add encodes c; the pipeline's lock is held.
 func (e *traceExporter) add(t *Target, scope string, c *Call, guess string) {
-	b := t.batch
-	if b != nil && b.scope != scope {
-		e.push(b)
-		b = nil
+	var b *spanBatch
+	for _, open := range t.open {
+		if open.scope == scope && open.doubled == c.doubled() {
+			b = open
+		}
 	}
 	if b == nil {
 		b, _ = e.free.Get().(*spanBatch)
 		if b == nil {
 			b = &spanBatch{}
 		}
-		b.target, b.scope, b.spans, b.buf, b.since = t, scope, 0, b.buf[:0], time.Now()
-		t.batch = b
+		b.target, b.scope, b.doubled, b.spans, b.buf, b.since = t, scope, c.doubled(), 0, b.buf[:0], time.Now()
+		t.open = append(t.open, b)
 		e.open = append(e.open, b)
+	}
+	if t.spans.waits() && (b.spans >= e.opts.Batch || len(b.buf) >= maxBatchBytes) {
+		e.full.Add(1)
+		return
 	}
 	b.buf = appendSpan(b.buf, c, guess)
 	b.spans++
-	if b.spans >= e.opts.Batch || len(b.buf) >= maxBatchBytes {
+	if !t.spans.waits() && (b.spans >= e.opts.Batch || len(b.buf) >= maxBatchBytes) {
 		e.push(b)
 	}
 }
@@ -157,13 +165,7 @@ func (e *traceExporter) aside(t *Target, scope string, c *Call) {
 
 // push moves a batch to the queue, or drops it when too many spans wait.
 func (e *traceExporter) push(b *spanBatch) {
-	for i := range e.open {
-		if e.open[i] == b {
-			e.open = append(e.open[:i], e.open[i+1:]...)
-			break
-		}
-	}
-	b.target.batch = nil
+	e.take(b)
 	n := int64(b.spans)
 	if e.queued.Add(n) > int64(e.opts.Queue) {
 		e.drop(b)
@@ -174,6 +176,26 @@ func (e *traceExporter) push(b *spanBatch) {
 	default:
 		e.drop(b)
 	}
+}
+
+// take removes a batch from those that are being filled.
+func (e *traceExporter) take(b *spanBatch) {
+	is := func(open *spanBatch) bool { return open == b }
+	e.open = slices.DeleteFunc(e.open, is)
+	b.target.open = slices.DeleteFunc(b.target.open, is)
+}
+
+// discard forgets the spans of a target that are not queued yet, of all calls or of
+// those that the target's SDK sees too, and counts them.
+func (e *traceExporter) discard(t *Target, all bool) (spans uint64) {
+	for _, b := range slices.Clone(t.open) {
+		if all || b.doubled {
+			spans += uint64(b.spans)
+			e.take(b)
+			e.free.Put(b)
+		}
+	}
+	return spans
 }
 
 func (e *traceExporter) drop(b *spanBatch) {
@@ -189,6 +211,9 @@ func (e *traceExporter) tick(now time.Time, all bool) {
 		delay = min(delay, firstDelay)
 	}
 	for i := len(e.open) - 1; i >= 0; i-- {
+		if e.open[i].target.spans.waits() && !all {
+			continue
+		}
 		if all || now.Sub(e.open[i].since) >= delay {
 			e.begun.Store(true)
 			e.push(e.open[i])

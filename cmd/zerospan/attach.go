@@ -40,6 +40,7 @@ type output struct {
 	HealthListen  string        `help:"Serve /healthz and /readyz on this address." placeholder:"ADDR"`
 	Sample        *float64      `help:"Export this share of traces; metrics count every call." placeholder:"RATIO"`
 	ServiceName   string        `help:"Name of the service, with one target." placeholder:"NAME"`
+	Coexist       string        `help:"With a process that exports telemetry itself: skip what it exports, link calls to its spans, or ignore it." enum:"skip,link,ignore" default:"skip"`
 	StuckAfter    time.Duration `help:"List calls that are open for longer." default:"30s"`
 	RingSize      uint32        `help:"Size of the ring buffer in bytes, a power of two." default:"4194304" hidden:""`
 }
@@ -79,6 +80,7 @@ func (o *output) trace(ctx context.Context, s *streams, log *slog.Logger, cfg ag
 		return err
 	}
 	cfg.Log, cfg.RingSize, cfg.Service, cfg.StuckAfter = log, o.RingSize, o.ServiceName, o.StuckAfter
+	cfg.Coexist = agent.Coexist(o.Coexist)
 	if cfg.Service == "" {
 		cfg.Service = os.Getenv("OTEL_SERVICE_NAME")
 	}

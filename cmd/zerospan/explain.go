@@ -4,9 +4,11 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"strings"
 	"text/tabwriter"
 
 	"github.com/zerospan/zerospan/agent"
+	"github.com/zerospan/zerospan/coexist"
 	"github.com/zerospan/zerospan/instrumentors"
 	"github.com/zerospan/zerospan/offsets"
 	"github.com/zerospan/zerospan/procdiscovery"
@@ -37,6 +39,15 @@ func (c *explainCmd) Run(s *streams) error {
 	if err != nil {
 		fmt.Fprintf(s.out, "  nothing can be attached: %v\n", err)
 		return nil
+	}
+	if sdk := planned.SDK; sdk != nil && len(sdk.Sites) > 0 {
+		var signals []string
+		for _, s := range []coexist.Signal{coexist.Traces, coexist.Metrics} {
+			if sdk.Has(s) {
+				signals = append(signals, string(s))
+			}
+		}
+		fmt.Fprintf(s.out, "  carries the OpenTelemetry SDK for %s: while it exports them, zerospan does not (--coexist)\n", strings.Join(signals, " and "))
 	}
 	for _, r := range planned.Results {
 		explainPlan(s.out, r)

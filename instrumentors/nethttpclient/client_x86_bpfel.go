@@ -79,6 +79,17 @@ type clientGoItabKey struct {
 	Pad    uint32
 }
 
+type clientGoSdk struct {
+	_          structs.HostLayout
+	KeyType    uint64
+	ValueVal   uint32
+	Pad        uint32
+	TraceId    uint32
+	SpanId     uint32
+	TraceFlags uint32
+	SpanKind   uint32
+}
+
 type clientGoType struct {
 	_     structs.HostLayout
 	Flags uint32
@@ -209,6 +220,7 @@ type clientZsProcess struct {
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
 	clientMapGoItabs             = "go_itabs"
+	clientMapGoSdks              = "go_sdks"
 	clientMapGoTypes             = "go_types"
 	clientMapLayouts             = "layouts"
 	clientMapZsBlank             = "zs_blank"
@@ -297,6 +309,7 @@ type clientProgramSpecs struct {
 // It can be passed ebpf.CollectionSpec.Assign.
 type clientMapSpecs struct {
 	GoItabs     *ebpf.MapSpec `ebpf:"go_itabs"`
+	GoSdks      *ebpf.MapSpec `ebpf:"go_sdks"`
 	GoTypes     *ebpf.MapSpec `ebpf:"go_types"`
 	Layouts     *ebpf.MapSpec `ebpf:"layouts"`
 	ZsBlank     *ebpf.MapSpec `ebpf:"zs_blank"`
@@ -345,6 +358,7 @@ func (o *clientObjects) Close() error {
 // It can be passed to loadClientObjects or ebpf.CollectionSpec.LoadAndAssign.
 type clientMaps struct {
 	GoItabs     *ebpf.Map `ebpf:"go_itabs"`
+	GoSdks      *ebpf.Map `ebpf:"go_sdks"`
 	GoTypes     *ebpf.Map `ebpf:"go_types"`
 	Layouts     *ebpf.Map `ebpf:"layouts"`
 	ZsBlank     *ebpf.Map `ebpf:"zs_blank"`
@@ -361,6 +375,7 @@ type clientMaps struct {
 func (m *clientMaps) Close() error {
 	return _ClientClose(
 		m.GoItabs,
+		m.GoSdks,
 		m.GoTypes,
 		m.Layouts,
 		m.ZsBlank,

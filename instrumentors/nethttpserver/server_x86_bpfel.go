@@ -65,6 +65,17 @@ type serverGoItabKey struct {
 	Pad    uint32
 }
 
+type serverGoSdk struct {
+	_          structs.HostLayout
+	KeyType    uint64
+	ValueVal   uint32
+	Pad        uint32
+	TraceId    uint32
+	SpanId     uint32
+	TraceFlags uint32
+	SpanKind   uint32
+}
+
 type serverGoType struct {
 	_     structs.HostLayout
 	Flags uint32
@@ -231,6 +242,7 @@ type serverZsProcess struct {
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
 	serverMapGoItabs        = "go_itabs"
+	serverMapGoSdks         = "go_sdks"
 	serverMapGoTypes        = "go_types"
 	serverMapLayouts        = "layouts"
 	serverMapUpgraded       = "upgraded"
@@ -317,6 +329,7 @@ type serverProgramSpecs struct {
 // It can be passed ebpf.CollectionSpec.Assign.
 type serverMapSpecs struct {
 	GoItabs     *ebpf.MapSpec `ebpf:"go_itabs"`
+	GoSdks      *ebpf.MapSpec `ebpf:"go_sdks"`
 	GoTypes     *ebpf.MapSpec `ebpf:"go_types"`
 	Layouts     *ebpf.MapSpec `ebpf:"layouts"`
 	Upgraded    *ebpf.MapSpec `ebpf:"upgraded"`
@@ -365,6 +378,7 @@ func (o *serverObjects) Close() error {
 // It can be passed to loadServerObjects or ebpf.CollectionSpec.LoadAndAssign.
 type serverMaps struct {
 	GoItabs     *ebpf.Map `ebpf:"go_itabs"`
+	GoSdks      *ebpf.Map `ebpf:"go_sdks"`
 	GoTypes     *ebpf.Map `ebpf:"go_types"`
 	Layouts     *ebpf.Map `ebpf:"layouts"`
 	Upgraded    *ebpf.Map `ebpf:"upgraded"`
@@ -382,6 +396,7 @@ type serverMaps struct {
 func (m *serverMaps) Close() error {
 	return _ServerClose(
 		m.GoItabs,
+		m.GoSdks,
 		m.GoTypes,
 		m.Layouts,
 		m.Upgraded,
