@@ -120,13 +120,31 @@ func (demoServiceCmd) Run(s *streams) error {
 		}
 		fmt.Fprintln(w, "product", r.PathValue("id"))
 	})
-	mux.HandleFunc("POST /checkout", func(w http.ResponseWriter, _ *http.Request) {
-		pause(20, 60)
-		if rand.IntN(5) == 0 {
-			http.Error(w, "the card was declined by a machine", http.StatusBadGateway)
+	var address string
+	mux.HandleFunc("POST /checkout", func(w http.ResponseWriter, r *http.Request) {
+		pause(5, 20)
+		req, err := http.NewRequestWithContext(r.Context(), "POST", "http://"+address+"/payments", nil)
+		if err != nil {
+			http.Error(w, err.Error(), http.StatusInternalServerError)
+			return
+		}
+		resp, err := http.DefaultClient.Do(req)
+		if err != nil {
+			http.Error(w, err.Error(), http.StatusBadGateway)
+			return
+		}
+		defer resp.Body.Close()
+		if resp.StatusCode != http.StatusOK {
+			http.Error(w, "no payment, no goods", http.StatusBadGateway)
 			return
 		}
 		w.WriteHeader(http.StatusCreated)
+	})
+	mux.HandleFunc("POST /payments", func(w http.ResponseWriter, _ *http.Request) {
+		pause(10, 40)
+		if rand.IntN(5) == 0 {
+			http.Error(w, "the card was declined by a machine", http.StatusPaymentRequired)
+		}
 	})
 	mux.HandleFunc("GET /report", func(w http.ResponseWriter, _ *http.Request) {
 		pause(300, 600)
@@ -137,7 +155,8 @@ func (demoServiceCmd) Run(s *streams) error {
 	if err != nil {
 		return err
 	}
-	fmt.Fprintln(s.out, l.Addr())
+	address = l.Addr().String()
+	fmt.Fprintln(s.out, address)
 	server := &http.Server{
 		Handler: mux, ReadHeaderTimeout: 5 * time.Second,
 		ErrorLog: slog.NewLogLogger(slog.NewTextHandler(io.Discard, nil), slog.LevelError), // the panic is part of the show

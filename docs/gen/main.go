@@ -28,6 +28,12 @@ func main() {
 		b.WriteString("\n\n| probe | function | where | |\n| --- | --- | --- | --- |\n")
 		for _, site := range s.Sites {
 			note := site.Group
+			if site.Rare != "" {
+				note += "; " + site.Rare
+			}
+			if site.Instead != "" {
+				note += "; not where there is " + site.Instead
+			}
 			if site.Adaptive {
 				note += "; detached while calls do not need it"
 			}
