@@ -288,7 +288,7 @@ func (a atCheck) find(b *Binary, f Func, code []instruction) ([]Site, error) {
 	}
 	targets := jumpTargets(code)
 	for _, in := range code[call+1 : min(call+1+nearCheck, len(code))] {
-		if targets[in.at] && !(a.shared && a.comeFromCalls(code, in.at, targets)) {
+		if targets[in.at] && (!a.shared || !a.comeFromCalls(code, in.at, targets)) {
 			return nil, fmt.Errorf("a jump leads in between the call of %s and the check behind it", a.callee)
 		}
 		if in.conditional() {
