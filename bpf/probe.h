@@ -507,3 +507,36 @@ static __always_inline void zs_emit(struct zs_head *head, __u32 size, __u8 class
 	if (bpf_ringbuf_output(&zs_ring, head, size, wake))
 		zs_fold(head, class, error);
 }
+
+/*
+ * Begins the call of the key, counts it and fills in the head but for what is the
+ * library's: task, parent and ids. What the key leads to already is a call whose
+ * end was not seen. NULL, and counted, if there is no room.
+ */
+static __always_inline void *zs_begin(const struct zs_key *key, __u64 cookie)
+{
+	struct zs_head *head;
+
+	if (bpf_map_lookup_elem(&zs_calls, key)) {
+		zs_count(ZS_MISSED_END);
+		zs_delete_entry(key);
+	}
+	zs_count(ZS_STARTED);
+	head = zs_make_entry(key);
+	if (!head)
+		return NULL;
+	head->start = bpf_ktime_get_ns();
+	head->tgid = key->tgid;
+	head->target = zs_cookie_target(cookie);
+	head->instrumentor = zs_instrumentor;
+	return head;
+}
+
+/* Ends the call of the key: see zs_emit. */
+static __always_inline void zs_finish(struct zs_head *head, const struct zs_key *key, __u32 size, __u8 class,
+				      bool error)
+{
+	head->end = bpf_ktime_get_ns();
+	zs_emit(head, size, class, error);
+	zs_delete_entry(key);
+}

@@ -5,6 +5,7 @@ cd "$(dirname "$0")/.."
 unformatted=$(gofmt -l $(git ls-files '*.go'))
 [ -z "$unformatted" ] || { echo "gofmt: $unformatted"; exit 1; }
 go vet ./...
+go vet -tags example ./cmd/zerospan
 clang-format-19 --dry-run --Werror $(git ls-files '*.c' '*.h')
 mkdir -p .cache/bin
 [ -x .cache/bin/golangci-lint ] || GOBIN=$PWD/.cache/bin go install github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0

@@ -51,14 +51,22 @@ func run(m *testing.M) int {
 		return 1
 	}
 	zerospan = filepath.Join(dir, "zerospan")
-	build := exec.Command("go", "build", "-o", zerospan, "./cmd/zerospan")
-	build.Dir = root
-	build.Env = append(os.Environ(), "CGO_ENABLED=0")
-	if out, err := build.CombinedOutput(); err != nil {
-		fmt.Printf("build zerospan: %v\n%s", err, out)
+	if err := buildZerospan(zerospan, ""); err != nil {
+		fmt.Println(err)
 		return 1
 	}
 	return m.Run()
+}
+
+// buildZerospan builds it with build tags.
+func buildZerospan(out, tags string) error {
+	build := exec.Command("go", "build", "-tags", tags, "-o", out, "./cmd/zerospan")
+	build.Dir = root
+	build.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if msg, err := build.CombinedOutput(); err != nil {
+		return fmt.Errorf("build zerospan: %w\n%s", err, msg)
+	}
+	return nil
 }
 
 // build is a way to build a target.
@@ -185,7 +193,13 @@ func trace(t *testing.T, args ...string) *tracer {
 // launch starts zerospan and does not wait.
 func launch(t *testing.T, args ...string) *tracer {
 	t.Helper()
-	z := &tracer{Cmd: exec.Command(zerospan, args...), t: t, changed: make(chan struct{}, 1)}
+	return launchBinary(t, zerospan, args...)
+}
+
+// launchBinary starts a zerospan that was built in another way.
+func launchBinary(t *testing.T, binary string, args ...string) *tracer {
+	t.Helper()
+	z := &tracer{Cmd: exec.Command(binary, args...), t: t, changed: make(chan struct{}, 1)}
 	stdout, err := z.StdoutPipe()
 	if err != nil {
 		t.Fatal(err)

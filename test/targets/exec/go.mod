@@ -1,0 +1,3 @@
+module github.com/zerospan/zerospan/test/targets/exec
+
+go 1.21
