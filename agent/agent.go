@@ -39,6 +39,7 @@ type Config struct {
 	Service      string // overrides the name, with one target
 	MaxOpenCalls uint32
 	RingSize     uint32        // bytes, a power of two
+	Avoid        []string      // features of the kernel that are not used, for tests: multi, cookies
 	Coexist      Coexist       // with a target's own SDK; CoexistSkip if empty
 	StuckAfter   time.Duration // calls open for longer are listed
 	Log          *slog.Logger
@@ -57,6 +58,7 @@ type Agent struct {
 	cfg      Config
 	pipeline *telemetry.Pipeline
 	shared   *shared
+	kernel   kernel
 	sdks     *coexist.Watcher // nil until a target carries the OpenTelemetry SDK
 	log      *slog.Logger
 
@@ -104,7 +106,7 @@ func New(cfg Config, pipeline *telemetry.Pipeline) (*Agent, error) {
 		return nil, permission(err)
 	}
 	a := &Agent{
-		cfg: cfg, pipeline: pipeline, shared: s, log: cfg.Log,
+		cfg: cfg, pipeline: pipeline, shared: s, log: cfg.Log, kernel: tryKernel(cfg.Avoid),
 		targets: map[int]*target{}, byID: map[uint32]*target{}, refused: map[int]identity{},
 		folded: map[bpf.SharedZsFallbackKey]bpf.SharedZsFallbackValue{}, stuck: map[stuckCall]bool{}, abandoned: map[string]uint64{},
 		exits: make(chan *target, 64), changes: make(chan adaptiveChange, 16), attached: make(chan struct{}),

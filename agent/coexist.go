@@ -9,6 +9,7 @@ import (
 	"github.com/zerospan/zerospan/bpf"
 	"github.com/zerospan/zerospan/coexist"
 	"github.com/zerospan/zerospan/instrumentors"
+	"github.com/zerospan/zerospan/offsets"
 	"github.com/zerospan/zerospan/telemetry"
 )
 
@@ -40,7 +41,7 @@ func (a *Agent) watchSDK(t *target, plan *coexist.Plan) error {
 		return nil
 	}
 	if a.sdks == nil {
-		w, err := coexist.NewWatcher()
+		w, err := coexist.NewWatcher(a.prepare)
 		if err != nil {
 			return permission(err)
 		}
@@ -53,7 +54,7 @@ func (a *Agent) watchSDK(t *target, plan *coexist.Plan) error {
 		decided: map[coexist.Signal]bool{}, exports: map[coexist.Signal]bool{}}
 	t.sdk = s
 	for _, site := range plan.Sites {
-		k, err := t.probe(a.sdks.Program(site.Signal), site.Site, cookie(t.id, 0, site.StackCheck))
+		k, err := a.probe(t, a.sdks.Program(site.Signal), []offsets.Site{site.Site}, 0)
 		if err != nil {
 			return err
 		}

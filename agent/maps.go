@@ -21,7 +21,7 @@ type shared struct {
 	maps                            map[string]*ebpf.Map
 	ring, counts, control, fallback *ebpf.Map
 	calls, index, entries           *ebpf.Map
-	processes, types                *ebpf.Map
+	processes, types, cookies       *ebpf.Map
 
 	mem     *ebpf.Memory // control, mapped: setting its flag costs no system call
 	counter []uint64     // scratch, one a CPU
@@ -48,7 +48,7 @@ func newShared(ringSize, maxOpenCalls uint32) (*shared, error) {
 	}
 	s.ring, s.counts, s.control, s.fallback = s.maps["zs_ring"], s.maps["zs_counts"], s.maps["zs_ctl"], s.maps["zs_fallback"]
 	s.calls, s.index, s.entries = s.maps["zs_calls"], s.maps["zs_index"], s.maps["zs_entries"]
-	s.processes, s.types = s.maps["zs_processes"], s.maps["go_types"]
+	s.processes, s.types, s.cookies = s.maps["zs_processes"], s.maps["go_types"], s.maps["zs_cookies"]
 	if s.mem, err = s.control.Memory(); err != nil {
 		s.close()
 		return nil, fmt.Errorf("map the BPF control map: %w", err)
@@ -80,6 +80,9 @@ func (s *shared) describe(t *target) error {
 // forget undoes describe. What is not there is as good as deleted.
 func (s *shared) forget(t *target) {
 	_ = s.processes.Delete(t.id)
+	for _, key := range t.cookies {
+		_ = s.cookies.Delete(key)
+	}
 	_ = t.eachType(func(key bpf.SharedGoTypeKey, _ bpf.SharedGoType) error {
 		_ = s.types.Delete(key)
 		return nil
@@ -223,6 +226,27 @@ type loaded struct {
 // entry takes about 1.2 KB.
 const DefaultMaxOpenCalls = 8192
 
+// prepare fits a collection to the kernel and returns the maps that it shares with others.
+func (a *Agent) prepare(coll *ebpf.CollectionSpec) (map[string]*ebpf.Map, error) {
+	replacements := map[string]*ebpf.Map{}
+	for name, m := range a.shared.maps {
+		if spec := coll.Maps[name]; spec != nil {
+			spec.MaxEntries, replacements[name] = m.MaxEntries(), m
+		}
+	}
+	if v := coll.Variables["zs_no_cookies"]; v != nil && !a.kernel.cookies {
+		if err := v.Set(uint32(1)); err != nil {
+			return nil, err
+		}
+	}
+	if a.kernel.multi {
+		for _, p := range coll.Programs {
+			p.AttachType = ebpf.AttachTraceUprobeMulti
+		}
+	}
+	return replacements, nil
+}
+
 func (a *Agent) load(spec *instrumentors.Spec, number uint16) (*loaded, error) {
 	coll, err := spec.Load()
 	if err != nil {
@@ -245,14 +269,9 @@ func (a *Agent) load(spec *instrumentors.Spec, number uint16) (*loaded, error) {
 	if err := coll.Variables["zs_bounds"].Set(bounds); err != nil {
 		return nil, err
 	}
-	replacements := map[string]*ebpf.Map{}
-	for name, m := range a.shared.maps {
-		if spec := coll.Maps[name]; spec != nil {
-			spec.MaxEntries, replacements[name] = m.MaxEntries(), m
-		}
-	}
-	for _, p := range coll.Programs {
-		p.AttachType = ebpf.AttachTraceUprobeMulti
+	replacements, err := a.prepare(coll)
+	if err != nil {
+		return nil, err
 	}
 	maps := coll.Copy()
 	maps.Programs = nil

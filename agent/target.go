@@ -32,7 +32,10 @@ type target struct {
 	starts    []link.Link
 	ends      []link.Link
 	adaptive  []*adaptive
-	bias      uint64 // what was added to the executable's addresses when it was loaded
+	mu        sync.Mutex
+	cookies   []bpf.SharedZsCookieKey // where the kernel has none
+	biasErr   error                   // why bias is not known
+	bias      uint64                  // what was added to the executable's addresses when it was loaded
 	types     []instrumentors.GoType
 	sdk       *sdkState         // nil: it carries no SDK, or that does not matter
 	names     map[uint64]string // of types, by address; belongs to the consumer's goroutine
@@ -119,7 +122,7 @@ func (a *Agent) attach(ctx context.Context, p *procdiscovery.Process) error {
 	a.mu.Lock()
 	a.byID[t.id] = t
 	a.mu.Unlock()
-	err = planned.BiasErr
+	t.biasErr, err = planned.BiasErr, planned.BiasErr
 	if err == nil {
 		t.bias, t.types = planned.Bias, planned.Types
 		err = a.shared.describe(t)
@@ -263,24 +266,15 @@ func (a *Agent) attachPlan(t *target, plan *instrumentors.Plan) error {
 	return nil
 }
 
-// attachSite puts a program on a site of one process.
+// attachSite puts a program on its sites in one process.
 func (a *Agent) attachSite(t *target, l *loaded, site instrumentors.PlannedSite, layout uint32) (link.Link, error) {
-	p := l.programs[site.Program]
-	var cookies []uint64
-	for _, found := range site.Found {
-		cookies = append(cookies, cookie(t.id, layout, found.StackCheck))
-	}
-	return t.probeAll(p, site.Found, cookies)
+	return a.probe(t, l.programs[site.Program], site.Found, layout)
 }
 
-// probe puts a program on one site of the process.
-func (t *target) probe(p *ebpf.Program, site offsets.Site, cookie uint64) (link.Link, error) {
-	return t.probeAll(p, []offsets.Site{site}, []uint64{cookie})
-}
-
-func (t *target) probeAll(p *ebpf.Program, sites []offsets.Site, cookies []uint64) (link.Link, error) {
+// probe puts a program on sites of the process's executable.
+func (a *Agent) probe(t *target, p *ebpf.Program, sites []offsets.Site, layout uint32) (link.Link, error) {
 	name := sites[0].Func.Name
-	var addresses []uint64
+	var addresses, cookies []uint64
 	for _, site := range sites {
 		// The last check before the kernel writes a breakpoint there.
 		now := make([]byte, len(site.Bytes))
@@ -288,16 +282,53 @@ func (t *target) probeAll(p *ebpf.Program, sites []offsets.Site, cookies []uint6
 			return nil, fmt.Errorf("%s is not what it was: refused", name)
 		}
 		addresses = append(addresses, site.FileOffset)
+		cookies = append(cookies, cookie(t.id, layout, site.StackCheck))
 	}
 	ex, err := link.OpenExecutable(fmt.Sprintf("/proc/self/fd/%d", t.exe.Fd()))
 	if err != nil {
 		return nil, fmt.Errorf("open the executable: %w", err)
 	}
-	k, err := ex.UprobeMulti(nil, p, &link.UprobeMultiOptions{Addresses: addresses, Cookies: cookies, PID: uint32(t.process.PID)})
-	if err != nil {
-		return nil, fmt.Errorf("attach to %s: %w", name, err)
+	if a.kernel.multi {
+		k, err := ex.UprobeMulti(nil, p, &link.UprobeMultiOptions{Addresses: addresses, Cookies: cookies, PID: uint32(t.process.PID)})
+		if err != nil {
+			return nil, fmt.Errorf("attach to %s: %w", name, err)
+		}
+		return k, nil
 	}
-	return k, nil
+	if !a.kernel.cookies && t.biasErr != nil {
+		return nil, fmt.Errorf("attach to %s: this kernel has no cookies, and %w", name, t.biasErr)
+	}
+	var all links
+	for i, address := range addresses {
+		options := &link.UprobeOptions{Address: address, PID: t.process.PID, Cookie: cookies[i]}
+		if !a.kernel.cookies {
+			options.Cookie = 0
+			key := bpf.SharedZsCookieKey{Ip: uint64(sites[i].Addr) + t.bias, Tgid: uint32(t.process.PID)}
+			if err := a.shared.cookies.Put(key, cookies[i]); err != nil {
+				return nil, errors.Join(fmt.Errorf("attach to %s: %w", name, err), all.Close())
+			}
+			t.mu.Lock()
+			t.cookies = append(t.cookies, key)
+			t.mu.Unlock()
+		}
+		k, err := ex.Uprobe(name, p, options)
+		if err != nil {
+			return nil, errors.Join(fmt.Errorf("attach to %s: %w", name, err), all.Close())
+		}
+		all.list = append(all.list, k)
+	}
+	return &all, nil
+}
+
+// links are one where the kernel needs several.
+type links struct {
+	link.Link // not used: it makes this a link.Link, which has unexported methods
+	list      []link.Link
+}
+
+func (l *links) Close() error {
+	closeLinks(l.list)
+	return nil
 }
 
 // cookie packs what a program knows of its site (bpf/probe.h).

@@ -211,6 +211,7 @@ struct {
 
 /* Set by the agent before the programs are loaded. */
 const volatile __u16 zs_instrumentor;
+const volatile __u32 zs_no_cookies; /* the kernel has none: zs_cookies says what they would */
 const volatile __u64 zs_seed[2];    /* random */
 const volatile __u64 zs_keep_below; /* entries may be kept while there are fewer */
 const volatile __u64
@@ -224,6 +225,20 @@ static __always_inline void zs_count(enum zs_counter what)
 	if (count)
 		__sync_fetch_and_add(count, 1);
 }
+
+struct zs_cookie_key {
+	__u64 ip; /* of the probed instruction */
+	__u32 tgid;
+	__u32 pad;
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, 65536);
+	__type(key, struct zs_cookie_key);
+	__type(value, __u64);
+} zs_cookies SEC(".maps");
 
 /* The attach cookie: target << 32 | site flags << 16 | index of the binary's layout. */
 static __always_inline __u32 zs_cookie_layout(__u64 cookie)
@@ -241,6 +256,23 @@ static __always_inline __u32 zs_cookie_target(__u64 cookie)
 static __always_inline __u32 zs_tgid(void)
 {
 	return bpf_get_current_pid_tgid() >> 32;
+}
+
+/*
+ * The cookie of the site that was hit. The verifier knows zs_no_cookies and never
+ * looks at what it rules out, such as a helper that an older kernel does not have.
+ */
+static __always_inline __u64 zs_cookie(struct pt_regs *ctx)
+{
+	struct zs_cookie_key key = {};
+	__u64 *cookie;
+
+	if (!zs_no_cookies)
+		return bpf_get_attach_cookie(ctx);
+	key.ip = ctx->rip;
+	key.tgid = zs_tgid();
+	cookie = bpf_map_lookup_elem(&zs_cookies, &key);
+	return cookie ? *cookie : ~0ULL; /* no layout has that number */
 }
 
 static __always_inline bool zs_read(void *dst, __u32 size, __u64 from)

@@ -14,6 +14,7 @@ const struct go_map_layout *unused_map __attribute__((unused));
 const enum go_map_kind *unused_kind __attribute__((unused));
 const struct zs_entry *unused_entry __attribute__((unused));
 const struct zs_process *unused_process __attribute__((unused));
+const struct zs_cookie_key *unused_cookie_key __attribute__((unused));
 const struct zs_key *unused_key __attribute__((unused));
 const struct zs_index_key *unused_index_key __attribute__((unused));
 const struct go_type *unused_type __attribute__((unused));

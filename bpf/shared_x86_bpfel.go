@@ -103,6 +103,13 @@ type SharedZsControl struct {
 	Pad      uint32
 }
 
+type SharedZsCookieKey struct {
+	_    structs.HostLayout
+	Ip   uint64
+	Tgid uint32
+	Pad  uint32
+}
+
 type SharedZsCounter uint32
 
 const (
@@ -208,36 +215,39 @@ type SharedZsProcess struct {
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
-	SharedMapGoItabs        = "go_itabs"
-	SharedMapGoSdks         = "go_sdks"
-	SharedMapGoTypes        = "go_types"
-	SharedMapZsBlank        = "zs_blank"
-	SharedMapZsCalls        = "zs_calls"
-	SharedMapZsCounts       = "zs_counts"
-	SharedMapZsCtl          = "zs_ctl"
-	SharedMapZsEntries      = "zs_entries"
-	SharedMapZsFallback     = "zs_fallback"
-	SharedMapZsIndex        = "zs_index"
-	SharedMapZsProcesses    = "zs_processes"
-	SharedMapZsRing         = "zs_ring"
-	SharedVarUnusedCounter  = "unused_counter"
-	SharedVarUnusedEntry    = "unused_entry"
-	SharedVarUnusedFlag     = "unused_flag"
-	SharedVarUnusedHead     = "unused_head"
-	SharedVarUnusedIndexKey = "unused_index_key"
-	SharedVarUnusedKey      = "unused_key"
-	SharedVarUnusedKind     = "unused_kind"
-	SharedVarUnusedMap      = "unused_map"
-	SharedVarUnusedProcess  = "unused_process"
-	SharedVarUnusedRuntime  = "unused_runtime"
-	SharedVarUnusedSdk      = "unused_sdk"
-	SharedVarUnusedType     = "unused_type"
-	SharedVarUnusedTypeFlag = "unused_type_flag"
-	SharedVarUnusedTypeKey  = "unused_type_key"
-	SharedVarZsBounds       = "zs_bounds"
-	SharedVarZsInstrumentor = "zs_instrumentor"
-	SharedVarZsKeepBelow    = "zs_keep_below"
-	SharedVarZsSeed         = "zs_seed"
+	SharedMapGoItabs         = "go_itabs"
+	SharedMapGoSdks          = "go_sdks"
+	SharedMapGoTypes         = "go_types"
+	SharedMapZsBlank         = "zs_blank"
+	SharedMapZsCalls         = "zs_calls"
+	SharedMapZsCookies       = "zs_cookies"
+	SharedMapZsCounts        = "zs_counts"
+	SharedMapZsCtl           = "zs_ctl"
+	SharedMapZsEntries       = "zs_entries"
+	SharedMapZsFallback      = "zs_fallback"
+	SharedMapZsIndex         = "zs_index"
+	SharedMapZsProcesses     = "zs_processes"
+	SharedMapZsRing          = "zs_ring"
+	SharedVarUnusedCookieKey = "unused_cookie_key"
+	SharedVarUnusedCounter   = "unused_counter"
+	SharedVarUnusedEntry     = "unused_entry"
+	SharedVarUnusedFlag      = "unused_flag"
+	SharedVarUnusedHead      = "unused_head"
+	SharedVarUnusedIndexKey  = "unused_index_key"
+	SharedVarUnusedKey       = "unused_key"
+	SharedVarUnusedKind      = "unused_kind"
+	SharedVarUnusedMap       = "unused_map"
+	SharedVarUnusedProcess   = "unused_process"
+	SharedVarUnusedRuntime   = "unused_runtime"
+	SharedVarUnusedSdk       = "unused_sdk"
+	SharedVarUnusedType      = "unused_type"
+	SharedVarUnusedTypeFlag  = "unused_type_flag"
+	SharedVarUnusedTypeKey   = "unused_type_key"
+	SharedVarZsBounds        = "zs_bounds"
+	SharedVarZsInstrumentor  = "zs_instrumentor"
+	SharedVarZsKeepBelow     = "zs_keep_below"
+	SharedVarZsNoCookies     = "zs_no_cookies"
+	SharedVarZsSeed          = "zs_seed"
 )
 
 // LoadShared returns the embedded CollectionSpec for Shared.
@@ -293,6 +303,7 @@ type SharedMapSpecs struct {
 	GoTypes     *ebpf.MapSpec `ebpf:"go_types"`
 	ZsBlank     *ebpf.MapSpec `ebpf:"zs_blank"`
 	ZsCalls     *ebpf.MapSpec `ebpf:"zs_calls"`
+	ZsCookies   *ebpf.MapSpec `ebpf:"zs_cookies"`
 	ZsCounts    *ebpf.MapSpec `ebpf:"zs_counts"`
 	ZsCtl       *ebpf.MapSpec `ebpf:"zs_ctl"`
 	ZsEntries   *ebpf.MapSpec `ebpf:"zs_entries"`
@@ -306,24 +317,26 @@ type SharedMapSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type SharedVariableSpecs struct {
-	UnusedCounter  *ebpf.VariableSpec `ebpf:"unused_counter"`
-	UnusedEntry    *ebpf.VariableSpec `ebpf:"unused_entry"`
-	UnusedFlag     *ebpf.VariableSpec `ebpf:"unused_flag"`
-	UnusedHead     *ebpf.VariableSpec `ebpf:"unused_head"`
-	UnusedIndexKey *ebpf.VariableSpec `ebpf:"unused_index_key"`
-	UnusedKey      *ebpf.VariableSpec `ebpf:"unused_key"`
-	UnusedKind     *ebpf.VariableSpec `ebpf:"unused_kind"`
-	UnusedMap      *ebpf.VariableSpec `ebpf:"unused_map"`
-	UnusedProcess  *ebpf.VariableSpec `ebpf:"unused_process"`
-	UnusedRuntime  *ebpf.VariableSpec `ebpf:"unused_runtime"`
-	UnusedSdk      *ebpf.VariableSpec `ebpf:"unused_sdk"`
-	UnusedType     *ebpf.VariableSpec `ebpf:"unused_type"`
-	UnusedTypeFlag *ebpf.VariableSpec `ebpf:"unused_type_flag"`
-	UnusedTypeKey  *ebpf.VariableSpec `ebpf:"unused_type_key"`
-	ZsBounds       *ebpf.VariableSpec `ebpf:"zs_bounds"`
-	ZsInstrumentor *ebpf.VariableSpec `ebpf:"zs_instrumentor"`
-	ZsKeepBelow    *ebpf.VariableSpec `ebpf:"zs_keep_below"`
-	ZsSeed         *ebpf.VariableSpec `ebpf:"zs_seed"`
+	UnusedCookieKey *ebpf.VariableSpec `ebpf:"unused_cookie_key"`
+	UnusedCounter   *ebpf.VariableSpec `ebpf:"unused_counter"`
+	UnusedEntry     *ebpf.VariableSpec `ebpf:"unused_entry"`
+	UnusedFlag      *ebpf.VariableSpec `ebpf:"unused_flag"`
+	UnusedHead      *ebpf.VariableSpec `ebpf:"unused_head"`
+	UnusedIndexKey  *ebpf.VariableSpec `ebpf:"unused_index_key"`
+	UnusedKey       *ebpf.VariableSpec `ebpf:"unused_key"`
+	UnusedKind      *ebpf.VariableSpec `ebpf:"unused_kind"`
+	UnusedMap       *ebpf.VariableSpec `ebpf:"unused_map"`
+	UnusedProcess   *ebpf.VariableSpec `ebpf:"unused_process"`
+	UnusedRuntime   *ebpf.VariableSpec `ebpf:"unused_runtime"`
+	UnusedSdk       *ebpf.VariableSpec `ebpf:"unused_sdk"`
+	UnusedType      *ebpf.VariableSpec `ebpf:"unused_type"`
+	UnusedTypeFlag  *ebpf.VariableSpec `ebpf:"unused_type_flag"`
+	UnusedTypeKey   *ebpf.VariableSpec `ebpf:"unused_type_key"`
+	ZsBounds        *ebpf.VariableSpec `ebpf:"zs_bounds"`
+	ZsInstrumentor  *ebpf.VariableSpec `ebpf:"zs_instrumentor"`
+	ZsKeepBelow     *ebpf.VariableSpec `ebpf:"zs_keep_below"`
+	ZsNoCookies     *ebpf.VariableSpec `ebpf:"zs_no_cookies"`
+	ZsSeed          *ebpf.VariableSpec `ebpf:"zs_seed"`
 }
 
 // SharedObjects contains all objects after they have been loaded into the kernel.
@@ -351,6 +364,7 @@ type SharedMaps struct {
 	GoTypes     *ebpf.Map `ebpf:"go_types"`
 	ZsBlank     *ebpf.Map `ebpf:"zs_blank"`
 	ZsCalls     *ebpf.Map `ebpf:"zs_calls"`
+	ZsCookies   *ebpf.Map `ebpf:"zs_cookies"`
 	ZsCounts    *ebpf.Map `ebpf:"zs_counts"`
 	ZsCtl       *ebpf.Map `ebpf:"zs_ctl"`
 	ZsEntries   *ebpf.Map `ebpf:"zs_entries"`
@@ -367,6 +381,7 @@ func (m *SharedMaps) Close() error {
 		m.GoTypes,
 		m.ZsBlank,
 		m.ZsCalls,
+		m.ZsCookies,
 		m.ZsCounts,
 		m.ZsCtl,
 		m.ZsEntries,
@@ -381,24 +396,26 @@ func (m *SharedMaps) Close() error {
 //
 // It can be passed to LoadSharedObjects or ebpf.CollectionSpec.LoadAndAssign.
 type SharedVariables struct {
-	UnusedCounter  *ebpf.Variable `ebpf:"unused_counter"`
-	UnusedEntry    *ebpf.Variable `ebpf:"unused_entry"`
-	UnusedFlag     *ebpf.Variable `ebpf:"unused_flag"`
-	UnusedHead     *ebpf.Variable `ebpf:"unused_head"`
-	UnusedIndexKey *ebpf.Variable `ebpf:"unused_index_key"`
-	UnusedKey      *ebpf.Variable `ebpf:"unused_key"`
-	UnusedKind     *ebpf.Variable `ebpf:"unused_kind"`
-	UnusedMap      *ebpf.Variable `ebpf:"unused_map"`
-	UnusedProcess  *ebpf.Variable `ebpf:"unused_process"`
-	UnusedRuntime  *ebpf.Variable `ebpf:"unused_runtime"`
-	UnusedSdk      *ebpf.Variable `ebpf:"unused_sdk"`
-	UnusedType     *ebpf.Variable `ebpf:"unused_type"`
-	UnusedTypeFlag *ebpf.Variable `ebpf:"unused_type_flag"`
-	UnusedTypeKey  *ebpf.Variable `ebpf:"unused_type_key"`
-	ZsBounds       *ebpf.Variable `ebpf:"zs_bounds"`
-	ZsInstrumentor *ebpf.Variable `ebpf:"zs_instrumentor"`
-	ZsKeepBelow    *ebpf.Variable `ebpf:"zs_keep_below"`
-	ZsSeed         *ebpf.Variable `ebpf:"zs_seed"`
+	UnusedCookieKey *ebpf.Variable `ebpf:"unused_cookie_key"`
+	UnusedCounter   *ebpf.Variable `ebpf:"unused_counter"`
+	UnusedEntry     *ebpf.Variable `ebpf:"unused_entry"`
+	UnusedFlag      *ebpf.Variable `ebpf:"unused_flag"`
+	UnusedHead      *ebpf.Variable `ebpf:"unused_head"`
+	UnusedIndexKey  *ebpf.Variable `ebpf:"unused_index_key"`
+	UnusedKey       *ebpf.Variable `ebpf:"unused_key"`
+	UnusedKind      *ebpf.Variable `ebpf:"unused_kind"`
+	UnusedMap       *ebpf.Variable `ebpf:"unused_map"`
+	UnusedProcess   *ebpf.Variable `ebpf:"unused_process"`
+	UnusedRuntime   *ebpf.Variable `ebpf:"unused_runtime"`
+	UnusedSdk       *ebpf.Variable `ebpf:"unused_sdk"`
+	UnusedType      *ebpf.Variable `ebpf:"unused_type"`
+	UnusedTypeFlag  *ebpf.Variable `ebpf:"unused_type_flag"`
+	UnusedTypeKey   *ebpf.Variable `ebpf:"unused_type_key"`
+	ZsBounds        *ebpf.Variable `ebpf:"zs_bounds"`
+	ZsInstrumentor  *ebpf.Variable `ebpf:"zs_instrumentor"`
+	ZsKeepBelow     *ebpf.Variable `ebpf:"zs_keep_below"`
+	ZsNoCookies     *ebpf.Variable `ebpf:"zs_no_cookies"`
+	ZsSeed          *ebpf.Variable `ebpf:"zs_seed"`
 }
 
 // SharedPrograms contains all programs after they have been loaded into the kernel.

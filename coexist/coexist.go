@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"strconv"
-	"strings"
 	"time"
 
 	"github.com/cilium/ebpf"
@@ -144,22 +143,18 @@ type Watcher struct {
 	coll *ebpf.Collection
 }
 
-// NewWatcher loads the programs.
-func NewWatcher() (*Watcher, error) {
+// NewWatcher loads the programs. prepare fits them to the kernel and returns the
+// maps that they share with others.
+func NewWatcher(prepare func(*ebpf.CollectionSpec) (map[string]*ebpf.Map, error)) (*Watcher, error) {
 	spec, err := loadProbe()
 	if err != nil {
 		return nil, err
 	}
-	// Of the shared maps none is used: they are not created.
-	for name := range spec.Maps {
-		if strings.HasPrefix(name, "zs_") {
-			delete(spec.Maps, name)
-		}
+	shared, err := prepare(spec)
+	if err != nil {
+		return nil, err
 	}
-	for _, p := range spec.Programs {
-		p.AttachType = ebpf.AttachTraceUprobeMulti
-	}
-	coll, err := ebpf.NewCollection(spec)
+	coll, err := ebpf.NewCollectionWithOptions(spec, ebpf.CollectionOptions{MapReplacements: shared})
 	if err != nil {
 		return nil, fmt.Errorf("watch for exports of the OpenTelemetry SDK: %w", err)
 	}

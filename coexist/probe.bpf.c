@@ -22,7 +22,7 @@ struct {
 
 static __always_inline struct exports *exports_of(struct pt_regs *ctx)
 {
-	__u32 target = zs_cookie_target(bpf_get_attach_cookie(ctx));
+	__u32 target = zs_cookie_target(zs_cookie(ctx));
 
 	return bpf_map_lookup_elem(&exported, &target);
 }

@@ -25,6 +25,13 @@ type probeZsControl struct {
 	Pad      uint32
 }
 
+type probeZsCookieKey struct {
+	_    structs.HostLayout
+	Ip   uint64
+	Tgid uint32
+	Pad  uint32
+}
+
 type probeZsEntry struct {
 	_     structs.HostLayout
 	Call  [136]uint64
@@ -84,6 +91,7 @@ const (
 	probeMapExported       = "exported"
 	probeMapZsBlank        = "zs_blank"
 	probeMapZsCalls        = "zs_calls"
+	probeMapZsCookies      = "zs_cookies"
 	probeMapZsCounts       = "zs_counts"
 	probeMapZsCtl          = "zs_ctl"
 	probeMapZsEntries      = "zs_entries"
@@ -97,6 +105,7 @@ const (
 	probeVarZsBounds       = "zs_bounds"
 	probeVarZsInstrumentor = "zs_instrumentor"
 	probeVarZsKeepBelow    = "zs_keep_below"
+	probeVarZsNoCookies    = "zs_no_cookies"
 	probeVarZsSeed         = "zs_seed"
 )
 
@@ -153,6 +162,7 @@ type probeMapSpecs struct {
 	Exported    *ebpf.MapSpec `ebpf:"exported"`
 	ZsBlank     *ebpf.MapSpec `ebpf:"zs_blank"`
 	ZsCalls     *ebpf.MapSpec `ebpf:"zs_calls"`
+	ZsCookies   *ebpf.MapSpec `ebpf:"zs_cookies"`
 	ZsCounts    *ebpf.MapSpec `ebpf:"zs_counts"`
 	ZsCtl       *ebpf.MapSpec `ebpf:"zs_ctl"`
 	ZsEntries   *ebpf.MapSpec `ebpf:"zs_entries"`
@@ -170,6 +180,7 @@ type probeVariableSpecs struct {
 	ZsBounds       *ebpf.VariableSpec `ebpf:"zs_bounds"`
 	ZsInstrumentor *ebpf.VariableSpec `ebpf:"zs_instrumentor"`
 	ZsKeepBelow    *ebpf.VariableSpec `ebpf:"zs_keep_below"`
+	ZsNoCookies    *ebpf.VariableSpec `ebpf:"zs_no_cookies"`
 	ZsSeed         *ebpf.VariableSpec `ebpf:"zs_seed"`
 }
 
@@ -196,6 +207,7 @@ type probeMaps struct {
 	Exported    *ebpf.Map `ebpf:"exported"`
 	ZsBlank     *ebpf.Map `ebpf:"zs_blank"`
 	ZsCalls     *ebpf.Map `ebpf:"zs_calls"`
+	ZsCookies   *ebpf.Map `ebpf:"zs_cookies"`
 	ZsCounts    *ebpf.Map `ebpf:"zs_counts"`
 	ZsCtl       *ebpf.Map `ebpf:"zs_ctl"`
 	ZsEntries   *ebpf.Map `ebpf:"zs_entries"`
@@ -210,6 +222,7 @@ func (m *probeMaps) Close() error {
 		m.Exported,
 		m.ZsBlank,
 		m.ZsCalls,
+		m.ZsCookies,
 		m.ZsCounts,
 		m.ZsCtl,
 		m.ZsEntries,
@@ -228,6 +241,7 @@ type probeVariables struct {
 	ZsBounds       *ebpf.Variable `ebpf:"zs_bounds"`
 	ZsInstrumentor *ebpf.Variable `ebpf:"zs_instrumentor"`
 	ZsKeepBelow    *ebpf.Variable `ebpf:"zs_keep_below"`
+	ZsNoCookies    *ebpf.Variable `ebpf:"zs_no_cookies"`
 	ZsSeed         *ebpf.Variable `ebpf:"zs_seed"`
 }
 

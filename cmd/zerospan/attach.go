@@ -42,6 +42,7 @@ type output struct {
 	ServiceName   string        `help:"Name of the service, with one target." placeholder:"NAME"`
 	Coexist       string        `help:"With a process that exports telemetry itself: skip what it exports, link calls to its spans, or ignore it." enum:"skip,link,ignore" default:"skip"`
 	StuckAfter    time.Duration `help:"List calls that are open for longer." default:"30s"`
+	Avoid         []string      `help:"Features of the kernel not to use: multi, cookies." hidden:""`
 	RingSize      uint32        `help:"Size of the ring buffer in bytes, a power of two." default:"4194304" hidden:""`
 }
 
@@ -80,7 +81,7 @@ func (o *output) trace(ctx context.Context, s *streams, log *slog.Logger, cfg ag
 		return err
 	}
 	cfg.Log, cfg.RingSize, cfg.Service, cfg.StuckAfter = log, o.RingSize, o.ServiceName, o.StuckAfter
-	cfg.Coexist = agent.Coexist(o.Coexist)
+	cfg.Coexist, cfg.Avoid = agent.Coexist(o.Coexist), o.Avoid
 	if cfg.Service == "" {
 		cfg.Service = os.Getenv("OTEL_SERVICE_NAME")
 	}

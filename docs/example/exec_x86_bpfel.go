@@ -108,6 +108,13 @@ type execZsControl struct {
 	Pad      uint32
 }
 
+type execZsCookieKey struct {
+	_    structs.HostLayout
+	Ip   uint64
+	Tgid uint32
+	Pad  uint32
+}
+
 type execZsEntry struct {
 	_     structs.HostLayout
 	Call  [136]uint64
@@ -170,6 +177,7 @@ const (
 	execMapLayouts        = "layouts"
 	execMapZsBlank        = "zs_blank"
 	execMapZsCalls        = "zs_calls"
+	execMapZsCookies      = "zs_cookies"
 	execMapZsCounts       = "zs_counts"
 	execMapZsCtl          = "zs_ctl"
 	execMapZsEntries      = "zs_entries"
@@ -186,6 +194,7 @@ const (
 	execVarZsBounds       = "zs_bounds"
 	execVarZsInstrumentor = "zs_instrumentor"
 	execVarZsKeepBelow    = "zs_keep_below"
+	execVarZsNoCookies    = "zs_no_cookies"
 	execVarZsSeed         = "zs_seed"
 )
 
@@ -246,6 +255,7 @@ type execMapSpecs struct {
 	Layouts     *ebpf.MapSpec `ebpf:"layouts"`
 	ZsBlank     *ebpf.MapSpec `ebpf:"zs_blank"`
 	ZsCalls     *ebpf.MapSpec `ebpf:"zs_calls"`
+	ZsCookies   *ebpf.MapSpec `ebpf:"zs_cookies"`
 	ZsCounts    *ebpf.MapSpec `ebpf:"zs_counts"`
 	ZsCtl       *ebpf.MapSpec `ebpf:"zs_ctl"`
 	ZsEntries   *ebpf.MapSpec `ebpf:"zs_entries"`
@@ -265,6 +275,7 @@ type execVariableSpecs struct {
 	ZsBounds       *ebpf.VariableSpec `ebpf:"zs_bounds"`
 	ZsInstrumentor *ebpf.VariableSpec `ebpf:"zs_instrumentor"`
 	ZsKeepBelow    *ebpf.VariableSpec `ebpf:"zs_keep_below"`
+	ZsNoCookies    *ebpf.VariableSpec `ebpf:"zs_no_cookies"`
 	ZsSeed         *ebpf.VariableSpec `ebpf:"zs_seed"`
 }
 
@@ -294,6 +305,7 @@ type execMaps struct {
 	Layouts     *ebpf.Map `ebpf:"layouts"`
 	ZsBlank     *ebpf.Map `ebpf:"zs_blank"`
 	ZsCalls     *ebpf.Map `ebpf:"zs_calls"`
+	ZsCookies   *ebpf.Map `ebpf:"zs_cookies"`
 	ZsCounts    *ebpf.Map `ebpf:"zs_counts"`
 	ZsCtl       *ebpf.Map `ebpf:"zs_ctl"`
 	ZsEntries   *ebpf.Map `ebpf:"zs_entries"`
@@ -311,6 +323,7 @@ func (m *execMaps) Close() error {
 		m.Layouts,
 		m.ZsBlank,
 		m.ZsCalls,
+		m.ZsCookies,
 		m.ZsCounts,
 		m.ZsCtl,
 		m.ZsEntries,
@@ -331,6 +344,7 @@ type execVariables struct {
 	ZsBounds       *ebpf.Variable `ebpf:"zs_bounds"`
 	ZsInstrumentor *ebpf.Variable `ebpf:"zs_instrumentor"`
 	ZsKeepBelow    *ebpf.Variable `ebpf:"zs_keep_below"`
+	ZsNoCookies    *ebpf.Variable `ebpf:"zs_no_cookies"`
 	ZsSeed         *ebpf.Variable `ebpf:"zs_seed"`
 }
 

@@ -57,7 +57,7 @@ static __always_inline const struct layout *layout_of(__u64 cookie)
 SEC("uprobe")
 int run(struct pt_regs *ctx)
 {
-	__u64 cookie = bpf_get_attach_cookie(ctx), cmd = GO_R0(ctx);
+	__u64 cookie = zs_cookie(ctx), cmd = GO_R0(ctx);
 	const struct layout *l = layout_of(cookie);
 	struct zs_key key = go_key(ctx, zs_slot());
 	struct go_caller caller = {};
@@ -90,7 +90,7 @@ int run(struct pt_regs *ctx)
 /* Ends the goroutine's call, if it has one, with an error or else a *ProcessState. */
 static __always_inline int end(struct pt_regs *ctx, __u64 error, __u64 state)
 {
-	const struct layout *l = layout_of(bpf_get_attach_cookie(ctx));
+	const struct layout *l = layout_of(zs_cookie(ctx));
 	struct zs_key key = go_key(ctx, zs_slot());
 	struct call *c = zs_open_call(&key);
 	__u32 size;

@@ -163,6 +163,13 @@ type clientZsControl struct {
 	Pad      uint32
 }
 
+type clientZsCookieKey struct {
+	_    structs.HostLayout
+	Ip   uint64
+	Tgid uint32
+	Pad  uint32
+}
+
 type clientZsEntry struct {
 	_     structs.HostLayout
 	Call  [136]uint64
@@ -225,6 +232,7 @@ const (
 	clientMapLayouts             = "layouts"
 	clientMapZsBlank             = "zs_blank"
 	clientMapZsCalls             = "zs_calls"
+	clientMapZsCookies           = "zs_cookies"
 	clientMapZsCounts            = "zs_counts"
 	clientMapZsCtl               = "zs_ctl"
 	clientMapZsEntries           = "zs_entries"
@@ -248,6 +256,7 @@ const (
 	clientVarZsBounds            = "zs_bounds"
 	clientVarZsInstrumentor      = "zs_instrumentor"
 	clientVarZsKeepBelow         = "zs_keep_below"
+	clientVarZsNoCookies         = "zs_no_cookies"
 	clientVarZsSeed              = "zs_seed"
 )
 
@@ -314,6 +323,7 @@ type clientMapSpecs struct {
 	Layouts     *ebpf.MapSpec `ebpf:"layouts"`
 	ZsBlank     *ebpf.MapSpec `ebpf:"zs_blank"`
 	ZsCalls     *ebpf.MapSpec `ebpf:"zs_calls"`
+	ZsCookies   *ebpf.MapSpec `ebpf:"zs_cookies"`
 	ZsCounts    *ebpf.MapSpec `ebpf:"zs_counts"`
 	ZsCtl       *ebpf.MapSpec `ebpf:"zs_ctl"`
 	ZsEntries   *ebpf.MapSpec `ebpf:"zs_entries"`
@@ -334,6 +344,7 @@ type clientVariableSpecs struct {
 	ZsBounds       *ebpf.VariableSpec `ebpf:"zs_bounds"`
 	ZsInstrumentor *ebpf.VariableSpec `ebpf:"zs_instrumentor"`
 	ZsKeepBelow    *ebpf.VariableSpec `ebpf:"zs_keep_below"`
+	ZsNoCookies    *ebpf.VariableSpec `ebpf:"zs_no_cookies"`
 	ZsSeed         *ebpf.VariableSpec `ebpf:"zs_seed"`
 }
 
@@ -363,6 +374,7 @@ type clientMaps struct {
 	Layouts     *ebpf.Map `ebpf:"layouts"`
 	ZsBlank     *ebpf.Map `ebpf:"zs_blank"`
 	ZsCalls     *ebpf.Map `ebpf:"zs_calls"`
+	ZsCookies   *ebpf.Map `ebpf:"zs_cookies"`
 	ZsCounts    *ebpf.Map `ebpf:"zs_counts"`
 	ZsCtl       *ebpf.Map `ebpf:"zs_ctl"`
 	ZsEntries   *ebpf.Map `ebpf:"zs_entries"`
@@ -380,6 +392,7 @@ func (m *clientMaps) Close() error {
 		m.Layouts,
 		m.ZsBlank,
 		m.ZsCalls,
+		m.ZsCookies,
 		m.ZsCounts,
 		m.ZsCtl,
 		m.ZsEntries,
@@ -401,6 +414,7 @@ type clientVariables struct {
 	ZsBounds       *ebpf.Variable `ebpf:"zs_bounds"`
 	ZsInstrumentor *ebpf.Variable `ebpf:"zs_instrumentor"`
 	ZsKeepBelow    *ebpf.Variable `ebpf:"zs_keep_below"`
+	ZsNoCookies    *ebpf.Variable `ebpf:"zs_no_cookies"`
 	ZsSeed         *ebpf.Variable `ebpf:"zs_seed"`
 }
 

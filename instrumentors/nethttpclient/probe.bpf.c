@@ -192,7 +192,7 @@ static __noinline int count_redirects(const struct layout *l, __u64 response)
 
 static __always_inline int begin(struct pt_regs *ctx, __u64 request, enum began began)
 {
-	__u64 cookie = bpf_get_attach_cookie(ctx), url, response;
+	__u64 cookie = zs_cookie(ctx), url, response;
 	const struct layout *l = layout_of(cookie);
 	struct go_string method, context;
 	struct go_caller caller;
@@ -376,7 +376,7 @@ int round_trip(struct pt_regs *ctx)
 SEC("uprobe")
 int round_trip_deferred(struct pt_regs *ctx)
 {
-	__u64 cookie = bpf_get_attach_cookie(ctx), arg[2] = {};
+	__u64 cookie = zs_cookie(ctx), arg[2] = {};
 	const struct layout *l = layout_of(cookie);
 	struct go_iface error;
 	struct go_string pair;
@@ -408,7 +408,7 @@ int round_trip_deferred(struct pt_regs *ctx)
 static __always_inline int returned(struct pt_regs *ctx, enum began began, bool if_ok)
 {
 	struct go_iface error = {.itab = GO_R1(ctx), .data = GO_R2(ctx)};
-	const struct layout *l = layout_of(bpf_get_attach_cookie(ctx));
+	const struct layout *l = layout_of(zs_cookie(ctx));
 	struct zs_key key;
 	struct call *c;
 
@@ -459,7 +459,7 @@ int round_trip_alternate(struct pt_regs *ctx)
 {
 	struct go_iface error = {.itab = GO_R1(ctx), .data = GO_R2(ctx)};
 
-	if (error.itab && is_skip(zs_cookie_target(bpf_get_attach_cookie(ctx)), &error))
+	if (error.itab && is_skip(zs_cookie_target(zs_cookie(ctx)), &error))
 		return 0;
 	return returned(ctx, BEGAN_TRANSPORT, false);
 }

@@ -234,7 +234,7 @@ enum begin_at {
 
 static __always_inline int begin(struct pt_regs *ctx, __u64 writer, __u64 request, enum begin_at at)
 {
-	__u64 cookie = bpf_get_attach_cookie(ctx);
+	__u64 cookie = zs_cookie(ctx);
 	const struct layout *l = layout_of(cookie);
 	const struct request_layout *rl;
 	struct zs_owner *owner;
@@ -413,7 +413,7 @@ int serve_http(struct pt_regs *ctx)
 SEC("uprobe")
 int finish_request(struct pt_regs *ctx)
 {
-	__u64 cookie = bpf_get_attach_cookie(ctx);
+	__u64 cookie = zs_cookie(ctx);
 	const struct layout *l = layout_of(cookie);
 	struct zs_key key;
 	struct call *c;
@@ -439,7 +439,7 @@ int finish_request(struct pt_regs *ctx)
 SEC("uprobe")
 int conn_served(struct pt_regs *ctx)
 {
-	__u64 cookie = bpf_get_attach_cookie(ctx), arg[2] = {};
+	__u64 cookie = zs_cookie(ctx), arg[2] = {};
 	const struct layout *l = layout_of(cookie);
 	struct zs_key key;
 	struct call *c;
@@ -478,7 +478,7 @@ int conn_served(struct pt_regs *ctx)
 /* The deferred closure of func (sc *serverConn) runHandler(rw *responseWriter, req *Request, handler) */
 static __always_inline int h2_end(struct pt_regs *ctx, bool xnet)
 {
-	__u64 cookie = bpf_get_attach_cookie(ctx), arg[2] = {}, state, stream;
+	__u64 cookie = zs_cookie(ctx), arg[2] = {}, state, stream;
 	const struct layout *l = layout_of(cookie);
 	const struct h2_layout *h2;
 	struct zs_key key;
@@ -548,7 +548,7 @@ int h2_std_start(struct pt_regs *ctx)
 SEC("uprobe")
 int mux_found(struct pt_regs *ctx)
 {
-	__u64 cookie = bpf_get_attach_cookie(ctx);
+	__u64 cookie = zs_cookie(ctx);
 	const struct layout *l = layout_of(cookie);
 	struct go_string pattern = {.ptr = GO_R2(ctx), .len = GO_R3(ctx)};
 	struct zs_key key;

@@ -185,6 +185,13 @@ type serverZsControl struct {
 	Pad      uint32
 }
 
+type serverZsCookieKey struct {
+	_    structs.HostLayout
+	Ip   uint64
+	Tgid uint32
+	Pad  uint32
+}
+
 type serverZsEntry struct {
 	_     structs.HostLayout
 	Call  [136]uint64
@@ -248,6 +255,7 @@ const (
 	serverMapUpgraded       = "upgraded"
 	serverMapZsBlank        = "zs_blank"
 	serverMapZsCalls        = "zs_calls"
+	serverMapZsCookies      = "zs_cookies"
 	serverMapZsCounts       = "zs_counts"
 	serverMapZsCtl          = "zs_ctl"
 	serverMapZsEntries      = "zs_entries"
@@ -269,6 +277,7 @@ const (
 	serverVarZsBounds       = "zs_bounds"
 	serverVarZsInstrumentor = "zs_instrumentor"
 	serverVarZsKeepBelow    = "zs_keep_below"
+	serverVarZsNoCookies    = "zs_no_cookies"
 	serverVarZsSeed         = "zs_seed"
 )
 
@@ -335,6 +344,7 @@ type serverMapSpecs struct {
 	Upgraded    *ebpf.MapSpec `ebpf:"upgraded"`
 	ZsBlank     *ebpf.MapSpec `ebpf:"zs_blank"`
 	ZsCalls     *ebpf.MapSpec `ebpf:"zs_calls"`
+	ZsCookies   *ebpf.MapSpec `ebpf:"zs_cookies"`
 	ZsCounts    *ebpf.MapSpec `ebpf:"zs_counts"`
 	ZsCtl       *ebpf.MapSpec `ebpf:"zs_ctl"`
 	ZsEntries   *ebpf.MapSpec `ebpf:"zs_entries"`
@@ -354,6 +364,7 @@ type serverVariableSpecs struct {
 	ZsBounds       *ebpf.VariableSpec `ebpf:"zs_bounds"`
 	ZsInstrumentor *ebpf.VariableSpec `ebpf:"zs_instrumentor"`
 	ZsKeepBelow    *ebpf.VariableSpec `ebpf:"zs_keep_below"`
+	ZsNoCookies    *ebpf.VariableSpec `ebpf:"zs_no_cookies"`
 	ZsSeed         *ebpf.VariableSpec `ebpf:"zs_seed"`
 }
 
@@ -384,6 +395,7 @@ type serverMaps struct {
 	Upgraded    *ebpf.Map `ebpf:"upgraded"`
 	ZsBlank     *ebpf.Map `ebpf:"zs_blank"`
 	ZsCalls     *ebpf.Map `ebpf:"zs_calls"`
+	ZsCookies   *ebpf.Map `ebpf:"zs_cookies"`
 	ZsCounts    *ebpf.Map `ebpf:"zs_counts"`
 	ZsCtl       *ebpf.Map `ebpf:"zs_ctl"`
 	ZsEntries   *ebpf.Map `ebpf:"zs_entries"`
@@ -402,6 +414,7 @@ func (m *serverMaps) Close() error {
 		m.Upgraded,
 		m.ZsBlank,
 		m.ZsCalls,
+		m.ZsCookies,
 		m.ZsCounts,
 		m.ZsCtl,
 		m.ZsEntries,
@@ -422,6 +435,7 @@ type serverVariables struct {
 	ZsBounds       *ebpf.Variable `ebpf:"zs_bounds"`
 	ZsInstrumentor *ebpf.Variable `ebpf:"zs_instrumentor"`
 	ZsKeepBelow    *ebpf.Variable `ebpf:"zs_keep_below"`
+	ZsNoCookies    *ebpf.Variable `ebpf:"zs_no_cookies"`
 	ZsSeed         *ebpf.Variable `ebpf:"zs_seed"`
 }
 

@@ -228,10 +228,10 @@ func (p *target) operate(t *testing.T, op, url string) string {
 	return strings.TrimSpace(line)
 }
 
-func checkClient(t *testing.T, b build, list func(*peers, string) []sent) {
+func checkClient(t *testing.T, b build, list func(*peers, string) []sent, args ...string) {
 	peers := newPeers(t)
 	p := start(t, b.make(t))
-	z := trace(t, "--pid", strconv.Itoa(p.Process.Pid), "--print", "json")
+	z := trace(t, append(args, "--pid", strconv.Itoa(p.Process.Pid), "--print", "json")...)
 	total := 0
 	for _, o := range list(peers, b.goVersion) {
 		answer := p.operate(t, o.op, o.url)

@@ -222,9 +222,9 @@ func expected(sent map[string]way) (n int) {
 	return n
 }
 
-func checkTree(t *testing.T, b build, requests, workers int) {
+func checkTree(t *testing.T, b build, requests, workers int, args ...string) {
 	p := start(t, b.make(t), newBackend(t))
-	z := trace(t, "--pid", strconv.Itoa(p.Process.Pid), "--print", "json", "--ring-size", strconv.Itoa(64<<20))
+	z := trace(t, append(args, "--pid", strconv.Itoa(p.Process.Pid), "--print", "json", "--ring-size", strconv.Itoa(64<<20))...)
 	sent := grow(t, p, requests, workers)
 	seen, asked, want := 0, 0, expected(sent)
 	z.wait("all calls that requests asked for", func() bool {
