@@ -19,9 +19,11 @@ import (
 	"github.com/cilium/ebpf/rlimit"
 	"go.opentelemetry.io/otel/attribute"
 	"go.opentelemetry.io/otel/semconv/v1.43.0"
+	"golang.org/x/sys/unix"
 
 	"github.com/zerospan/zerospan/bpf"
 	"github.com/zerospan/zerospan/coexist"
+	"github.com/zerospan/zerospan/doctor"
 	"github.com/zerospan/zerospan/instrumentors"
 	"github.com/zerospan/zerospan/procdiscovery"
 	"github.com/zerospan/zerospan/telemetry"
@@ -117,12 +119,24 @@ func New(cfg Config, pipeline *telemetry.Pipeline) (*Agent, error) {
 	return a, nil
 }
 
+// permissionError says what is missing; what the kernel said of it would only repeat it.
+type permissionError struct {
+	message string
+	err     error
+}
+
+func (e permissionError) Error() string { return e.message }
+func (e permissionError) Unwrap() error { return e.err }
+
 // permission says in one line what is missing.
 func permission(err error) error {
-	if errors.Is(err, os.ErrPermission) || errors.Is(err, ebpf.ErrNotSupported) && os.Geteuid() != 0 {
-		return fmt.Errorf("not permitted to use BPF: run as root, or with CAP_BPF, CAP_PERFMON and CAP_SYS_PTRACE (%w)", err)
+	if !errors.Is(err, os.ErrPermission) && (!errors.Is(err, ebpf.ErrNotSupported) || os.Geteuid() == 0) {
+		return err
 	}
-	return err
+	if lacking := doctor.Lacking(unix.CAP_BPF, unix.CAP_PERFMON); lacking != "" {
+		return permissionError{"not permitted to use BPF: " + lacking, err}
+	}
+	return fmt.Errorf("not permitted to use BPF, though the capabilities are there: zerospan doctor tries what is refused (%w)", err)
 }
 
 // Run attaches to what is selected and traces until ctx is done or, with PIDs
@@ -137,7 +151,7 @@ func (a *Agent) Run(ctx context.Context) error {
 		if a.targets[pid] != nil {
 			continue
 		}
-		p, err := procdiscovery.Inspect(pid)
+		p, err := Inspect(pid)
 		if err != nil {
 			return err
 		}

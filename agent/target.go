@@ -14,9 +14,11 @@ import (
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/link"
 	"golang.org/x/sync/errgroup"
+	"golang.org/x/sys/unix"
 
 	"github.com/zerospan/zerospan/bpf"
 	"github.com/zerospan/zerospan/coexist"
+	"github.com/zerospan/zerospan/doctor"
 	"github.com/zerospan/zerospan/instrumentors"
 	"github.com/zerospan/zerospan/offsets"
 	"github.com/zerospan/zerospan/procdiscovery"
@@ -42,11 +44,26 @@ type target struct {
 	cancel    context.CancelFunc
 }
 
+// Inspect reads what is known of a process and says what is missing if it may not.
+func Inspect(pid int) (*procdiscovery.Process, error) {
+	p, err := procdiscovery.Inspect(pid)
+	if errors.Is(err, os.ErrPermission) {
+		if lacking := doctor.Lacking(unix.CAP_SYS_PTRACE); lacking != "" {
+			err = fmt.Errorf("%w: %s", err, lacking)
+		}
+	}
+	return p, err
+}
+
 // OpenExe opens a process's executable.
 func OpenExe(p *procdiscovery.Process) (*os.File, error) {
 	f, err := os.Open(p.ExePath())
 	if errors.Is(err, os.ErrPermission) {
-		err = fmt.Errorf("not permitted to read the executable of process %d: run as root, or with CAP_SYS_PTRACE (%w)", p.PID, err)
+		lacking := doctor.Lacking(unix.CAP_SYS_PTRACE, unix.CAP_DAC_READ_SEARCH)
+		if lacking == "" {
+			lacking = "a security module may protect it"
+		}
+		err = fmt.Errorf("not permitted to read the executable of process %d: %s (%w)", p.PID, lacking, err)
 	}
 	return f, err
 }
@@ -149,6 +166,9 @@ func (a *Agent) attach(ctx context.Context, p *procdiscovery.Process) error {
 		}
 		if err != nil {
 			failed = errors.Join(failed, fmt.Errorf("%s: %w", r.Spec.Name, err))
+			if errors.Is(err, os.ErrPermission) {
+				continue // the same for all: said once
+			}
 			a.log.Warn("not attached", "pid", p.PID, "instrumentor", r.Spec.Name, "reason", err)
 			continue
 		}
@@ -208,7 +228,7 @@ func (a *Agent) loadAll(planned *Planned) map[*instrumentors.Spec]chan error {
 			done <- err
 			continue
 		}
-		go func() { done <- permission(l.loadPrograms(r.Plan)) }()
+		go func() { done <- l.loadPrograms(r.Plan) }()
 	}
 	return out
 }

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"math"
 	"os"
+	"slices"
 	"strings"
 	"time"
 
@@ -157,35 +158,66 @@ func (h Hits) fault() string {
 	return fmt.Sprintf("it saw %d of %d threads", h.Threads, Threads)
 }
 
+// need is a capability and what is lost without it.
+type need struct {
+	name   string
+	number int
+	loses  string
+}
+
+func (n need) remedy() string {
+	return "run as root, or add " + n.name + " (capabilities.add, --cap-add)"
+}
+
+var needs = []need{
+	{"BPF", unix.CAP_BPF, "BPF programs and maps, so all tracing"},
+	{"PERFMON", unix.CAP_PERFMON, "uprobe programs, so all tracing"},
+	{"SYS_PTRACE", unix.CAP_SYS_PTRACE, "processes of other users, and those with more capabilities"},
+	{"DAC_READ_SEARCH", unix.CAP_DAC_READ_SEARCH, "other users' OTEL_SERVICE_NAME, and executables not everybody may read"},
+	// perf_event_open asks for it when a uprobe is attached; uprobe_multi does not.
+	{"SYS_ADMIN", unix.CAP_SYS_ADMIN, ""},
+	{"SYS_RESOURCE", unix.CAP_SYS_RESOURCE, "the right to raise RLIMIT_MEMLOCK for BPF maps before kernel 5.11"},
+}
+
+// Lacking says in one line which of the capabilities this process lacks, what is
+// lost without them and what to do; it is empty if none of them is missing.
+func Lacking(numbers ...int) string {
+	has, err := Effective()
+	if err != nil {
+		return ""
+	}
+	var parts []string
+	for _, n := range needs {
+		covered := has.Has(unix.CAP_SYS_ADMIN) && (n.number == unix.CAP_BPF || n.number == unix.CAP_PERFMON)
+		if slices.Contains(numbers, n.number) && !has.Has(n.number) && !covered {
+			parts = append(parts, fmt.Sprintf("CAP_%s is missing (lost: %s): %s", n.name, n.loses, n.remedy()))
+		}
+	}
+	return strings.Join(parts, "; ")
+}
+
 func (r *Report) capabilities(has Capabilities, hasErr, memlock error) {
 	admin := has.Has(unix.CAP_SYS_ADMIN)
 	r.add("capabilities", namespace("user namespace", initialUser, "all tracing: capabilities in it do not count for BPF",
 		"run outside of it: no rootless container, hostUsers: true (Kubernetes)"))
-	for _, c := range []struct {
-		name    string
-		number  int
-		instead string // what makes it unnecessary, if something does
-		loses   string
-	}{
-		{"BPF", unix.CAP_BPF, when(admin, "CAP_SYS_ADMIN covers it"), "BPF programs and maps, so all tracing"},
-		{"PERFMON", unix.CAP_PERFMON, when(admin, "CAP_SYS_ADMIN covers it"), "uprobe programs, so all tracing"},
-		{"SYS_PTRACE", unix.CAP_SYS_PTRACE, "", "processes of other users, and those with more capabilities"},
-		{"DAC_READ_SEARCH", unix.CAP_DAC_READ_SEARCH, when(has.Has(unix.CAP_DAC_OVERRIDE), "CAP_DAC_OVERRIDE covers it"),
-			"other users' OTEL_SERVICE_NAME, and executables not everybody may read"},
-		// perf_event_open asks for it when a uprobe is attached; uprobe_multi does not.
-		{"SYS_ADMIN", unix.CAP_SYS_ADMIN, "only perf events ask for it", ""},
-		{"SYS_RESOURCE", unix.CAP_SYS_RESOURCE, when(memlock == nil, "BPF memory needs no raised limit"), "the right to raise RLIMIT_MEMLOCK for BPF maps before kernel 5.11"},
-	} {
+	instead := map[int]string{ // what makes it unnecessary, if something does
+		unix.CAP_BPF:             when(admin, "CAP_SYS_ADMIN covers it"),
+		unix.CAP_PERFMON:         when(admin, "CAP_SYS_ADMIN covers it"),
+		unix.CAP_DAC_READ_SEARCH: when(has.Has(unix.CAP_DAC_OVERRIDE), "CAP_DAC_OVERRIDE covers it"),
+		unix.CAP_SYS_ADMIN:       "only perf events ask for it",
+		unix.CAP_SYS_RESOURCE:    when(memlock == nil, "BPF memory needs no raised limit"),
+	}
+	for _, c := range needs {
 		r.add("capabilities", check{
-			name: "CAP_" + c.name, loses: c.loses, do: "run as root, or add " + c.name + " (capabilities.add, --cap-add)",
+			name: "CAP_" + c.name, loses: c.loses, do: c.remedy(),
 			try: func() (string, error) {
 				switch {
 				case hasErr != nil:
 					return "", untried(oneLine(hasErr))
 				case has.Has(c.number):
 					return "present", nil
-				case c.instead != "":
-					return "not present, not needed: " + c.instead, nil
+				case instead[c.number] != "":
+					return "not present, not needed: " + instead[c.number], nil
 				}
 				return "", errors.New("not present")
 			},

@@ -11,7 +11,6 @@ import (
 	"github.com/zerospan/zerospan/coexist"
 	"github.com/zerospan/zerospan/instrumentors"
 	"github.com/zerospan/zerospan/offsets"
-	"github.com/zerospan/zerospan/procdiscovery"
 )
 
 type explainCmd struct {
@@ -19,7 +18,7 @@ type explainCmd struct {
 }
 
 func (c *explainCmd) Run(s *streams) error {
-	p, err := procdiscovery.Inspect(c.PID)
+	p, err := agent.Inspect(c.PID)
 	if err != nil {
 		return err
 	}

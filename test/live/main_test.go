@@ -199,7 +199,12 @@ func launch(t *testing.T, args ...string) *tracer {
 // launchBinary starts a zerospan that was built in another way.
 func launchBinary(t *testing.T, binary string, args ...string) *tracer {
 	t.Helper()
-	z := &tracer{Cmd: exec.Command(binary, args...), t: t, changed: make(chan struct{}, 1)}
+	return launchCommand(t, exec.Command(binary, args...))
+}
+
+func launchCommand(t *testing.T, cmd *exec.Cmd) *tracer {
+	t.Helper()
+	z := &tracer{Cmd: cmd, t: t, changed: make(chan struct{}, 1)}
 	stdout, err := z.StdoutPipe()
 	if err != nil {
 		t.Fatal(err)
