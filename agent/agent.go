@@ -186,8 +186,11 @@ func (a *Agent) Run(ctx context.Context) error {
 			a.change(c)
 		case now := <-scan.C:
 			a.checkSDKs(now)
+			a.follow(ctx)
 			if a.cfg.dynamic() {
 				a.scan(ctx)
+			} else if len(a.targets) == 0 {
+				return nil
 			}
 		case <-sweep.C:
 			a.sweep(time.Now())
@@ -197,11 +200,31 @@ func (a *Agent) Run(ctx context.Context) error {
 
 // identity is a process as long as it executes the same program.
 type identity struct {
-	start uint64
-	exe   [2]uint64
+	start, stack uint64
+	exe          [2]uint64
 }
 
-func identityOf(p *procdiscovery.Process) identity { return identity{p.StartTime, p.ExeID} }
+func identityOf(p *procdiscovery.Process) identity { return identity{p.StartTime, p.Stack, p.ExeID} }
+
+// follow attaches again to processes that were named and execute another program
+// now: the probes went with the old one.
+func (a *Agent) follow(ctx context.Context) {
+	for _, pid := range a.cfg.PIDs {
+		t := a.targets[pid]
+		if t == nil {
+			continue
+		}
+		p, err := procdiscovery.Inspect(pid)
+		if err != nil || identityOf(p) == identityOf(t.process) {
+			continue // that it has ended is seen elsewhere
+		}
+		a.log.Info("target executes another program", "pid", pid, "exe", p.Name())
+		a.remove(t)
+		if err := a.attach(ctx, p); err != nil {
+			a.log.Warn("not traced", "pid", pid, "exe", p.Name(), "reason", err)
+		}
+	}
+}
 
 // scan attaches to processes that match and are not attached yet.
 func (a *Agent) scan(ctx context.Context) {

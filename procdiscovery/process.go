@@ -25,6 +25,7 @@ var ErrNotFound = errors.New("no such process")
 // Process is a running process.
 type Process struct {
 	PID         int
+	Stack       uint64            // where its stack begins: an exec changes it, even one of the same program
 	StartTime   uint64            // clock ticks since boot; with the PID it names the process for good
 	ExeID       [2]uint64         // device and inode of the executable: an exec changes it
 	Exe         string            // path as the process sees it
@@ -56,7 +57,7 @@ func Inspect(pid int) (*Process, error) {
 		return nil, notFound(pid, err)
 	}
 	p := &Process{PID: pid, OTEL: map[string]string{}}
-	if p.StartTime, err = startTime(stat); err != nil {
+	if p.StartTime, p.Stack, err = startAndStack(stat); err != nil {
 		return nil, err
 	}
 	exe, err := os.Readlink(dir + "/exe")
@@ -97,17 +98,21 @@ func notFound(pid int, err error) error {
 	return err
 }
 
-// startTime is field 22 of /proc/PID/stat; the second may hold anything in parentheses.
-func startTime(stat []byte) (uint64, error) {
+// startAndStack are fields 22 and 28 of /proc/PID/stat; the second may hold anything
+// in parentheses. The stack is 0 for who may not trace the process.
+func startAndStack(stat []byte) (start, stack uint64, err error) {
 	i := bytes.LastIndexByte(stat, ')')
 	if i < 0 {
-		return 0, errors.New("malformed /proc/PID/stat")
+		return 0, 0, errors.New("malformed /proc/PID/stat")
 	}
 	fields := bytes.Fields(stat[i+1:])
-	if len(fields) < 20 {
-		return 0, errors.New("malformed /proc/PID/stat")
+	if len(fields) < 26 {
+		return 0, 0, errors.New("malformed /proc/PID/stat")
 	}
-	return strconv.ParseUint(string(fields[19]), 10, 64)
+	if start, err = strconv.ParseUint(string(fields[19]), 10, 64); err == nil {
+		stack, err = strconv.ParseUint(string(fields[25]), 10, 64)
+	}
+	return start, stack, err
 }
 
 // containerPattern: every runtime ends a container's cgroup path with its 64 hex
@@ -182,7 +187,7 @@ func (p *Process) Alive() bool {
 	if err != nil {
 		return false
 	}
-	t, err := startTime(stat)
+	t, _, err := startAndStack(stat)
 	return err == nil && t == p.StartTime
 }
 

@@ -27,10 +27,12 @@ func TestContainerID(t *testing.T) {
 }
 
 func FuzzProcFiles(f *testing.F) {
-	f.Add("1 (a b) c) S 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 99 20")
+	f.Add("1 (a b) c) S 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 99 20 21 22 23 24 140737488347136")
 	f.Add("0::/docker/0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef")
+	f.Add("00400000-00452000 r-xp 00001000 08:02 7 /usr/bin/x")
 	f.Fuzz(func(t *testing.T, s string) {
-		_, _ = startTime([]byte(s)) // only a panic is a failure
+		_, _, _ = startAndStack([]byte(s)) // only a panic is a failure
+		_, _, _ = mapping(s, 7)
 		if id := containerID(s); id != "" && len(id) != 64 {
 			t.Errorf("container id %q", id)
 		}

@@ -22,6 +22,7 @@ import (
 	"strconv"
 	"strings"
 	"sync/atomic"
+	"syscall"
 	"time"
 )
 
@@ -76,6 +77,11 @@ func routes() *http.ServeMux {
 		ms, _ := strconv.Atoi(r.URL.Query().Get("ms"))
 		time.Sleep(time.Duration(ms) * time.Millisecond)
 		io.WriteString(w, "slow")
+	})
+	handle("/exec", func(w http.ResponseWriter, r *http.Request) {
+		exe, err := os.Executable()
+		check(err)
+		check(syscall.Exec(exe, os.Args, os.Environ()))
 	})
 	var waiting int32
 	handle("/waiting", func(w http.ResponseWriter, r *http.Request) { fmt.Fprintln(w, atomic.LoadInt32(&waiting)) })
