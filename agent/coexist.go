@@ -28,9 +28,9 @@ const (
 type sdkState struct {
 	plan    *coexist.Plan
 	links   []link.Link
-	since   time.Time
+	since   time.Time // of the first call
 	environ map[string]string
-	decided map[coexist.Signal]bool // that it is silent; an export changes that at any time
+	silent  map[coexist.Signal]bool // as far as is known; an export changes that at any time
 	exports map[coexist.Signal]bool
 }
 
@@ -47,14 +47,13 @@ func (a *Agent) watchSDK(t *target, plan *coexist.Plan) error {
 		}
 		a.sdks = w
 	}
-	if err := a.sdks.Add(t.id); err != nil {
+	if err := a.sdks.Add(t.id, plan); err != nil {
 		return fmt.Errorf("watch the OpenTelemetry SDK: %w", err)
 	}
-	s := &sdkState{plan: plan, since: time.Now(), environ: t.process.OTEL,
-		decided: map[coexist.Signal]bool{}, exports: map[coexist.Signal]bool{}}
+	s := &sdkState{plan: plan, environ: t.process.OTEL, silent: map[coexist.Signal]bool{}, exports: map[coexist.Signal]bool{}}
 	t.sdk = s
 	for _, site := range plan.Sites {
-		k, err := a.probe(t, a.sdks.Program(site.Signal), []offsets.Site{site.Site}, 0)
+		k, err := a.probe(t, a.sdks.Program(site), []offsets.Site{site.Site}, 0)
 		if err != nil {
 			return err
 		}
@@ -89,31 +88,40 @@ func (a *Agent) linkSDK(t *target, l *coexist.Link) error {
 // checkSDKs decides what is known by now.
 func (a *Agent) checkSDKs(now time.Time) {
 	for _, t := range a.targets {
-		s := t.sdk
-		if s == nil {
-			continue
-		}
-		exports, err := a.sdks.Exports(t.id)
-		if err != nil {
-			a.log.Warn("whether the process exports by itself is not known", "pid", t.process.PID, "error", err)
-			continue
-		}
-		for _, signal := range []coexist.Signal{coexist.Traces, coexist.Metrics} {
-			switch {
-			case !s.plan.Has(signal) || s.exports[signal]:
-			case exports[signal] > 0:
-				s.exports[signal] = true
-				what := telemetry.Left
-				if a.cfg.Coexist == CoexistLink && signal == coexist.Traces {
-					what = telemetry.Linked
-				}
-				a.pipeline.Coexist(t.telemetry, telemetry.Signal(signal), what)
-				a.log.Info("the process exports by itself: see --coexist", "pid", t.process.PID, "signal", signal, "coexist", a.cfg.Coexist)
-			case !s.decided[signal] && now.Sub(s.since) > coexist.Window(signal, s.environ):
-				s.decided[signal] = true
-				a.pipeline.Coexist(t.telemetry, telemetry.Signal(signal), telemetry.Exported)
-				a.log.Debug("the process carries the OpenTelemetry SDK and does not export", "pid", t.process.PID, "signal", signal)
+		a.checkSDK(t, now, false)
+	}
+}
+
+// checkSDK decides what is known of one target; with last, what is not known is
+// taken for what it looks like.
+func (a *Agent) checkSDK(t *target, now time.Time, last bool) {
+	s := t.sdk
+	if s == nil {
+		return
+	}
+	exports, err := a.sdks.Exports(t.id)
+	if err != nil {
+		a.log.Warn("whether the process exports by itself is not known", "pid", t.process.PID, "error", err)
+	}
+	// A process without calls has nothing to export: its silence says nothing.
+	if s.since.IsZero() && a.pipeline.Called(t.telemetry) {
+		s.since = now
+	}
+	for _, signal := range []coexist.Signal{coexist.Traces, coexist.Metrics} {
+		switch {
+		case !s.plan.Has(signal) || s.exports[signal]:
+		case exports[signal] > 0:
+			s.exports[signal] = true
+			what := telemetry.Left
+			if a.cfg.Coexist == CoexistLink && signal == coexist.Traces {
+				what = telemetry.Linked
 			}
+			a.pipeline.Coexist(t.telemetry, telemetry.Signal(signal), what)
+			a.log.Info("the process exports by itself: see --coexist", "pid", t.process.PID, "signal", signal, "coexist", a.cfg.Coexist)
+		case !s.silent[signal] && (last || !s.since.IsZero() && now.Sub(s.since) > coexist.Window(signal, s.environ)):
+			s.silent[signal] = true
+			a.pipeline.Coexist(t.telemetry, telemetry.Signal(signal), telemetry.Exported)
+			a.log.Debug("the process carries the OpenTelemetry SDK and does not export", "pid", t.process.PID, "signal", signal)
 		}
 	}
 }
@@ -123,6 +131,7 @@ func (a *Agent) unwatchSDK(t *target) {
 	if t.sdk == nil {
 		return
 	}
+	a.checkSDK(t, time.Now(), true)
 	closeLinks(t.sdk.links)
 	a.sdks.Remove(t.id)
 	_ = a.shared.maps["go_sdks"].Delete(t.id) // only there to link

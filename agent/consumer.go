@@ -253,14 +253,14 @@ func (a *Agent) close() {
 	}
 	for _, t := range a.targets {
 		t.detach()
-		a.unwatchSDK(t)
 	}
 	a.watchers.Wait()
 	a.consumer.request(true)
 	a.consumer.drainAll()
 	_ = a.consumer.reader.Close()
-	for id := range a.byID {
+	for id, t := range a.byID {
 		a.abandon(id, "detached")
+		a.unwatchSDK(t) // after its last calls
 	}
 	a.mu.Lock()
 	a.takeFallback()

@@ -6,30 +6,38 @@ import (
 	"github.com/zerospan/zerospan/procdiscovery"
 )
 
-// maxNames bounds how many types' names are remembered for a target.
-const maxNames = 1024
+// maxFacts bounds how many types' names, and how many constants, are remembered
+// for a target; what comes after them is not known. Each takes the file to be opened.
+const maxFacts = 1024
 
 // TypeName implements instrumentors.Image.
 func (t *target) TypeName(addr uint64) string {
 	name, ok := t.names[addr]
-	if ok || addr == 0 {
+	if ok || addr == 0 || len(t.names) >= maxFacts {
 		return name
 	}
 	_ = t.file(func(b *offsets.Binary) { name = procdiscovery.Clean(b.TypeName(offsets.Addr(addr-t.bias)), 128) })
 	if t.names == nil {
 		t.names = map[uint64]string{}
 	}
-	if len(t.names) < maxNames {
-		t.names[addr] = name
-	}
+	t.names[addr] = name
 	return name
 }
 
 // Bytes implements instrumentors.Image.
-func (t *target) Bytes(addr uint64, n int) (out []byte) {
-	_ = t.file(func(b *offsets.Binary) { out = append(out, b.Read(offsets.Addr(addr-t.bias), uint64(n))...) })
-	return out
+func (t *target) Bytes(addr uint64, n int) []byte {
+	out, ok := t.constants[addr]
+	if !ok && len(t.constants) < maxFacts {
+		_ = t.file(func(b *offsets.Binary) { out = append(out, b.Read(offsets.Addr(addr-t.bias), maxConstant)...) })
+		if t.constants == nil {
+			t.constants = map[uint64][]byte{}
+		}
+		t.constants[addr] = out
+	}
+	return out[:max(0, min(n, len(out)))]
 }
+
+const maxConstant = 64 // bytes
 
 // file opens the executable for what is rarely asked; without it, that is not known.
 func (t *target) file(f func(*offsets.Binary)) error {

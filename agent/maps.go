@@ -202,8 +202,10 @@ func (s *shared) eachOpen(visit func(entry)) error {
 // deleteEntry deletes an entry and what leads to it; false if it was gone already.
 func (s *shared) deleteEntry(key bpf.SharedZsKey, owner bpf.SharedZsOwner) bool {
 	for _, v := range []uint64{owner.Context, owner.Connection, owner.TaskId} {
-		if v != 0 {
-			_ = s.index.Delete(bpf.SharedZsIndexKey{Value: v, Tgid: key.Tgid}) // HTTP/1 has no entry for its context
+		by := bpf.SharedZsIndexKey{Value: v, Tgid: key.Tgid}
+		var task uint64
+		if v != 0 && s.index.Lookup(by, &task) == nil && task == key.Task { // an address may be another's by now
+			_ = s.index.Delete(by)
 		}
 	}
 	return s.calls.Delete(key) == nil

@@ -40,6 +40,7 @@ type target struct {
 	bias      uint64                  // what was added to the executable's addresses when it was loaded
 	types     []instrumentors.GoType
 	sdk       *sdkState         // nil: it carries no SDK, or that does not matter
+	constants map[uint64][]byte // of the file, by address; belongs to the consumer's goroutine too
 	names     map[uint64]string // of types, by address; belongs to the consumer's goroutine
 	cancel    context.CancelFunc
 }
@@ -251,6 +252,8 @@ func (a *Agent) attachPlan(t *target, plan *instrumentors.Plan) error {
 		}
 		l.layout[id] = index
 	}
+	var starts, ends []link.Link
+	var adaptives []*adaptive
 	for _, role := range []instrumentors.Role{instrumentors.End, instrumentors.Extra, instrumentors.Start} {
 		sites := plan.Attached(role)
 		links := make([]link.Link, len(sites))
@@ -269,20 +272,25 @@ func (a *Agent) attachPlan(t *target, plan *instrumentors.Plan) error {
 			}
 			switch {
 			case site.Adaptive:
-				a.mu.Lock() // records may come already
-				t.adaptive = append(t.adaptive, &adaptive{target: t, site: site, layout: index, loaded: l, link: k})
-				a.mu.Unlock()
+				adaptives = append(adaptives, &adaptive{target: t, site: site, layout: index, loaded: l, link: k})
 			case role == instrumentors.Start:
-				t.starts = append(t.starts, k)
+				starts = append(starts, k)
 			default:
-				t.ends = append(t.ends, k)
+				ends = append(ends, k)
 			}
 		}
-		if err != nil {
-			t.detach()
+		if err != nil { // of this plan nothing stays, of others everything
+			for _, d := range adaptives {
+				ends = append(ends, d.link)
+			}
+			closeLinks(starts)
+			closeLinks(ends)
 			return err
 		}
 	}
+	a.mu.Lock() // records may come already
+	defer a.mu.Unlock()
+	t.starts, t.ends, t.adaptive = append(t.starts, starts...), append(t.ends, ends...), append(t.adaptive, adaptives...)
 	return nil
 }
 

@@ -37,12 +37,12 @@ struct go_runtime_layout {
 	__u32 g_m, m_p;
 	__u32 p_goidcache, p_goidcacheend; /* the batch that a P gives ids out of */
 	__u32 g_stack_hi;
+	__u32 g_waitreason; /* 0 until it waits for something for the first time */
 	__u32 g_goid;
 	__u32 g_parent_goid; /* since Go 1.21 */
 	__u32 g_panic;
 	__u32 panic_goexit;
 	__u32 panic_arg;
-	__u32 pad;
 };
 
 /*
@@ -466,13 +466,14 @@ static __noinline int go_adopt_sdk(struct zs_head *head, __u64 value)
  * makes one for each connection, and from it one for each request: an HTTP/1
  * connection is indexed once by its own, and the request's must be the one below.
  * On the way, *value becomes the first context.valueCtx whose key has the type
- * *key_type, if that is not 0. (It lies in a map's value: there the verifier does
- * not know the 0 that it would walk for once more.)
+ * scratch->itab, if that is not 0; scratch->context becomes that of the call. (They
+ * lie in a map's value: there the verifier does not know the 0 that it would walk
+ * for once more.)
  */
 static __noinline void *go_context_owner(const struct zs_head *head, const struct go_iface *from, void *own,
-					 const __u64 *key_type_at, __u64 *value)
+					 struct zs_owner *scratch, __u64 *value)
 {
-	__u64 below = 0, at, found = 0, match, key_type = *key_type_at;
+	__u64 below = 0, at, found = 0, match, key_type = scratch->itab;
 	struct {
 		struct go_iface context;
 		__u64 key; /* the first word of context.valueCtx.key, which follows */
@@ -492,6 +493,7 @@ static __noinline void *go_context_owner(const struct zs_head *head, const struc
 			break;
 		if (type->flags & GO_TYPE_CANCEL) {
 			if (own && zs_owner_of(own)->context == at) {
+				scratch->context = at;
 				*value = found;
 				return own;
 			}
@@ -499,6 +501,7 @@ static __noinline void *go_context_owner(const struct zs_head *head, const struc
 			if (call) {
 				owner = zs_owner_of(call);
 				if (owner->context == at || (below && owner->context == below)) {
+					scratch->context = owner->context == at ? at : below;
 					*value = found;
 					return call;
 				}
@@ -517,32 +520,35 @@ static __noinline void *go_context_owner(const struct zs_head *head, const struc
 	return NULL;
 }
 
-/*
- * The open call of the goroutine that started this one, if it is certain that it
- * did so during that call: goroutine ids are given out in ascending batches, one
- * for each P (runtime.newproc1), and this id had not been when the call began.
- */
-static __always_inline void *go_starter(__u64 goid, __u64 parent_goid, __u32 tgid)
-{
-	struct zs_owner *owner;
-	void *call = parent_goid ? zs_open_by(parent_goid, tgid) : NULL;
-
-	if (!call)
-		return NULL;
-	owner = zs_owner_of(call);
-	if (owner->task_id != parent_goid)
-		return NULL;
-	if (goid >= owner->next || (goid >= owner->low && goid < owner->high))
-		return call;
-	owner->asked = 1;
-	return NULL;
-}
-
 /* What a call that makes no children knows of its goroutine. */
 struct go_caller {
 	__u64 goid, parent_goid;
 	__u64 stack; /* bytes in use: who was called later has more, also when the stack moves */
+	bool waited;
 };
+
+/*
+ * The open call of the goroutine that started this one, if it is certain that it
+ * did so during that call: goroutine ids are given out in ascending batches, one
+ * for each P (runtime.newproc1), and this id had not been when the call began.
+ * Who has waited since may be a worker that was given something to do by another
+ * call.
+ */
+static __always_inline void *go_starter(const struct go_caller *caller, __u32 tgid)
+{
+	struct zs_owner *owner;
+	void *call = caller->parent_goid && !caller->waited ? zs_open_by(caller->parent_goid, tgid) : NULL;
+
+	if (!call)
+		return NULL;
+	owner = zs_owner_of(call);
+	if (owner->task_id != caller->parent_goid)
+		return NULL;
+	if (caller->goid >= owner->next || (caller->goid >= owner->low && caller->goid < owner->high))
+		return call;
+	owner->asked = 1;
+	return NULL;
+}
 
 /*
  * Finds the parent of a call, in the order of certainty: the context that was
@@ -553,24 +559,31 @@ static __always_inline void go_adopt_parent(struct zs_head *head, const struct z
 {
 	struct zs_key key = {.task = call->task, .tgid = call->tgid, .slot = ZS_OWNER};
 	void *own = zs_open_call(&key), *parent;
+	struct zs_owner *scratch = zs_owner_of(head); /* a child has no other use for it */
 	__u64 value = 0;
 
+	if (own && zs_owner_of(own)->task_id != caller->goid)
+		own = NULL; /* an earlier goroutine's, whose end was not seen */
 	if (own && zs_owner_of(own)->context == context->data) {
-		parent = own;
-	} else {
-		__u64 *key_type = &zs_owner_of(head)->itab; /* a child has no use for it */
-
-		go_find_sdk(head->target, key_type);
-		parent = go_context_owner(head, context, own, key_type, &value);
-		if (value && go_adopt_sdk(head, value))
-			return;
-		if (!parent)
-			parent = own;
-		if (!parent)
-			parent = go_starter(caller->goid, caller->parent_goid, key.tgid);
+		zs_adopt_parent(head, own, 0, caller->goid);
+		return;
 	}
+	go_find_sdk(head->target, &scratch->itab);
+	scratch->context = 0;
+	parent = go_context_owner(head, context, own, scratch, &value);
+	if (value && go_adopt_sdk(head, value))
+		return;
+	if (parent) {
+		zs_adopt_parent(head, parent, scratch->context, 0);
+		return;
+	}
+	if (own) {
+		zs_adopt_parent(head, own, 0, caller->goid);
+		return;
+	}
+	parent = go_starter(caller, key.tgid);
 	if (parent)
-		zs_adopt_parent(head, parent);
+		zs_adopt_parent(head, parent, 0, caller->parent_goid);
 }
 
 /* Reads which goroutine ids have not been given out yet. */

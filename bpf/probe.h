@@ -318,11 +318,11 @@ static __always_inline void zs_identify(struct zs_head *head)
 {
 	__u64 id = zs_mix(zs_mix(head->start ^ zs_seed[0]) ^ ((__u64)head->tgid << 32 ^ head->task));
 
-	*(__u64 *)head->span_id = zs_mix(id + 1);
-	if (head->flags & (ZS_FLAG_TRACEPARENT | ZS_FLAG_LOCAL_PARENT | ZS_FLAG_SDK_PARENT))
-		return;
-	*(__u64 *)head->trace_id = zs_mix(id ^ zs_seed[1]);
-	*(__u64 *)(head->trace_id + 8) = zs_mix(id + zs_seed[1]);
+	if (!(head->flags & (ZS_FLAG_TRACEPARENT | ZS_FLAG_LOCAL_PARENT | ZS_FLAG_SDK_PARENT))) {
+		*(__u64 *)head->trace_id = zs_mix(id ^ zs_seed[1]);
+		*(__u64 *)(head->trace_id + 8) = zs_mix(id + zs_seed[1]);
+	}
+	*(volatile __u64 *)head->span_id = zs_mix(id + 1); /* last: a child that sees it may take the rest */
 }
 
 static __always_inline __u32 zs_slot(void)
@@ -386,22 +386,25 @@ static __always_inline void zs_index_set(__u64 value, __u32 tgid, __u64 task)
 		bpf_map_update_elem(&zs_index, &key, &task, BPF_ANY);
 }
 
-static __always_inline void zs_index_delete(__u64 value, __u32 tgid)
+/* An address may lead to another task by now: the memory was reused. */
+static __noinline int zs_index_delete(__u64 value, __u32 tgid, __u64 task)
 {
 	struct zs_index_key key = {.value = value, .tgid = tgid};
+	__u64 *leads_to = value ? bpf_map_lookup_elem(&zs_index, &key) : NULL;
 
-	if (value)
+	if (leads_to && *leads_to == task)
 		bpf_map_delete_elem(&zs_index, &key);
+	return 0;
 }
 
 /* Children don't find the call any more. */
-static __noinline int zs_disown(void *call, __u32 tgid)
+static __noinline int zs_disown(void *call, const struct zs_key *key)
 {
 	struct zs_owner *owner = zs_owner_of(call);
 
-	zs_index_delete(owner->context, tgid);
-	zs_index_delete(owner->connection, tgid);
-	zs_index_delete(owner->task_id, tgid);
+	zs_index_delete(owner->context, key->tgid, key->task);
+	zs_index_delete(owner->connection, key->tgid, key->task);
+	zs_index_delete(owner->task_id, key->tgid, key->task);
 	__builtin_memset(owner, 0, sizeof(*owner));
 	return 0;
 }
@@ -409,7 +412,7 @@ static __noinline int zs_disown(void *call, __u32 tgid)
 /* Deletes the entry of a task that can have children. */
 static __always_inline void zs_delete_owner(const struct zs_key *key, void *call)
 {
-	zs_disown(call, key->tgid);
+	zs_disown(call, key);
 	zs_delete_entry(key);
 }
 
@@ -435,12 +438,15 @@ static __always_inline void *zs_open_by(__u64 value, __u32 tgid)
 }
 
 /*
- * Makes the call a child of parent, which another CPU may end meanwhile and
- * begin anew: then there is no parent, rather than a wrong one.
+ * Makes the call a child of parent, which was found by its context or by its task's
+ * id (the other is 0). Another CPU may end it meanwhile and begin anew: then there
+ * is no parent, rather than a wrong one.
  */
-static __always_inline void zs_adopt_parent(struct zs_head *head, const void *parent_call)
+static __always_inline void zs_adopt_parent(struct zs_head *head, void *parent_call, __u64 context,
+					    __u64 task_id)
 {
 	const volatile struct zs_head *parent = parent_call;
+	const volatile struct zs_owner *owner = zs_owner_of(parent_call);
 	__u64 start = parent->start, trace_id[2], parent_id;
 	__u16 flags = parent->flags;
 	__u8 trace_flags = parent->trace_flags;
@@ -448,7 +454,8 @@ static __always_inline void zs_adopt_parent(struct zs_head *head, const void *pa
 	trace_id[0] = *(const volatile __u64 *)parent->trace_id;
 	trace_id[1] = *(const volatile __u64 *)(parent->trace_id + 8);
 	parent_id = *(const volatile __u64 *)parent->span_id;
-	if (!start || parent->start != start || !parent_id)
+	if ((context && owner->context != context) || (task_id && owner->task_id != task_id) ||
+	    parent->tgid != head->tgid || !start || parent->start != start || !parent_id)
 		return;
 	*(__u64 *)head->trace_id = trace_id[0];
 	*(__u64 *)(head->trace_id + 8) = trace_id[1];

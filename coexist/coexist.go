@@ -18,7 +18,7 @@ import (
 // Signal is what an SDK exports.
 type Signal string
 
-// The signals that are told apart; their names are those of the programs.
+// The signals that are told apart.
 const (
 	Traces  Signal = "traces"
 	Metrics Signal = "metrics"
@@ -27,22 +27,23 @@ const (
 const sdk = "go.opentelemetry.io/otel/sdk/"
 
 // functions run when the SDK hands on what it has collected: span processors, of
-// which the batching one comes by every five seconds even without spans, and
-// readers of metrics. The names are the
+// which the batching one comes by every five seconds even without spans (then it
+// does not count), and readers of metrics. The names are the
 // same in v1.0 and v1.47 of the SDK (metrics: v1.28 and v1.47).
 var functions = []struct {
-	signal Signal
-	name   string
+	signal        Signal
+	program, name string
 }{
-	{Traces, sdk + "trace.(*batchSpanProcessor).exportSpans"},
-	{Traces, sdk + "trace.(*simpleSpanProcessor).OnEnd"},
-	{Metrics, sdk + "metric.(*PeriodicReader).collectAndExport"},
-	{Metrics, sdk + "metric.(*ManualReader).Collect"},
+	{Traces, "batches", sdk + "trace.(*batchSpanProcessor).exportSpans"},
+	{Traces, "traces", sdk + "trace.(*simpleSpanProcessor).OnEnd"},
+	{Metrics, "metrics", sdk + "metric.(*PeriodicReader).collectAndExport"},
+	{Metrics, "metrics", sdk + "metric.(*ManualReader).Collect"},
 }
 
 // Site is where a signal's exports are seen.
 type Site struct {
-	Signal Signal
+	Signal  Signal
+	Program string // that counts them
 	offsets.Site
 }
 
@@ -50,6 +51,8 @@ type Site struct {
 type Plan struct {
 	Sites []Site
 	Link  *Link // nil: its spans can't be found in contexts
+
+	batch uint32 // offset of the spans that a batch processor has collected
 }
 
 // Has tells whether the SDK for a signal is linked in.
@@ -89,11 +92,13 @@ func MakePlan(b *offsets.Binary) (*Plan, error) {
 		if err != nil {
 			return nil, err
 		}
-		p.Sites = append(p.Sites, Site{f.signal, sites[0]})
+		p.Sites = append(p.Sites, Site{f.signal, f.program, sites[0]})
 	}
 	if p.Has(Traces) {
 		p.Link = makeLink(b)
 	}
+	// Absent: any run of a batch processor counts.
+	b.Resolve(offsets.Field{Into: &p.batch, Paths: []string{sdk + "trace.batchSpanProcessor.batch"}})
 	return p, nil
 }
 
@@ -161,12 +166,12 @@ func NewWatcher(prepare func(*ebpf.CollectionSpec) (map[string]*ebpf.Map, error)
 	return &Watcher{coll}, nil
 }
 
-// Program returns the program that counts a signal's exports.
-func (w *Watcher) Program(s Signal) *ebpf.Program { return w.coll.Programs[string(s)] }
+// Program returns the program of a site.
+func (w *Watcher) Program(s Site) *ebpf.Program { return w.coll.Programs[s.Program] }
 
 // Add begins to count for a target.
-func (w *Watcher) Add(target uint32) error {
-	return w.coll.Maps["exported"].Put(target, probeExports{})
+func (w *Watcher) Add(target uint32, p *Plan) error {
+	return w.coll.Maps["exported"].Put(target, probeExports{Batch: p.batch})
 }
 
 // Remove ends it.

@@ -17,6 +17,40 @@ type probeExports struct {
 	_       structs.HostLayout
 	Traces  uint64
 	Metrics uint64
+	Batch   uint32
+	Pad     uint32
+}
+
+type probeGoItabKey struct {
+	_      structs.HostLayout
+	Itab   uint64
+	Target uint32
+	Pad    uint32
+}
+
+type probeGoSdk struct {
+	_          structs.HostLayout
+	KeyType    uint64
+	ValueVal   uint32
+	Pad        uint32
+	TraceId    uint32
+	SpanId     uint32
+	TraceFlags uint32
+	SpanKind   uint32
+}
+
+type probeGoType struct {
+	_     structs.HostLayout
+	Flags uint32
+	Next  uint32
+	Text  uint32
+}
+
+type probeGoTypeKey struct {
+	_      structs.HostLayout
+	Type   uint64
+	Target uint32
+	Pad    uint32
 }
 
 type probeZsControl struct {
@@ -89,6 +123,9 @@ type probeZsProcess struct {
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
 	probeMapExported       = "exported"
+	probeMapGoItabs        = "go_itabs"
+	probeMapGoSdks         = "go_sdks"
+	probeMapGoTypes        = "go_types"
 	probeMapZsBlank        = "zs_blank"
 	probeMapZsCalls        = "zs_calls"
 	probeMapZsCookies      = "zs_cookies"
@@ -99,6 +136,7 @@ const (
 	probeMapZsIndex        = "zs_index"
 	probeMapZsProcesses    = "zs_processes"
 	probeMapZsRing         = "zs_ring"
+	probeProgBatches       = "batches"
 	probeProgMetrics       = "metrics"
 	probeProgTraces        = "traces"
 	probeVarUnusedExports  = "unused_exports"
@@ -151,6 +189,7 @@ type probeSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type probeProgramSpecs struct {
+	Batches *ebpf.ProgramSpec `ebpf:"batches"`
 	Metrics *ebpf.ProgramSpec `ebpf:"metrics"`
 	Traces  *ebpf.ProgramSpec `ebpf:"traces"`
 }
@@ -160,6 +199,9 @@ type probeProgramSpecs struct {
 // It can be passed ebpf.CollectionSpec.Assign.
 type probeMapSpecs struct {
 	Exported    *ebpf.MapSpec `ebpf:"exported"`
+	GoItabs     *ebpf.MapSpec `ebpf:"go_itabs"`
+	GoSdks      *ebpf.MapSpec `ebpf:"go_sdks"`
+	GoTypes     *ebpf.MapSpec `ebpf:"go_types"`
 	ZsBlank     *ebpf.MapSpec `ebpf:"zs_blank"`
 	ZsCalls     *ebpf.MapSpec `ebpf:"zs_calls"`
 	ZsCookies   *ebpf.MapSpec `ebpf:"zs_cookies"`
@@ -205,6 +247,9 @@ func (o *probeObjects) Close() error {
 // It can be passed to loadProbeObjects or ebpf.CollectionSpec.LoadAndAssign.
 type probeMaps struct {
 	Exported    *ebpf.Map `ebpf:"exported"`
+	GoItabs     *ebpf.Map `ebpf:"go_itabs"`
+	GoSdks      *ebpf.Map `ebpf:"go_sdks"`
+	GoTypes     *ebpf.Map `ebpf:"go_types"`
 	ZsBlank     *ebpf.Map `ebpf:"zs_blank"`
 	ZsCalls     *ebpf.Map `ebpf:"zs_calls"`
 	ZsCookies   *ebpf.Map `ebpf:"zs_cookies"`
@@ -220,6 +265,9 @@ type probeMaps struct {
 func (m *probeMaps) Close() error {
 	return _ProbeClose(
 		m.Exported,
+		m.GoItabs,
+		m.GoSdks,
+		m.GoTypes,
 		m.ZsBlank,
 		m.ZsCalls,
 		m.ZsCookies,
@@ -249,12 +297,14 @@ type probeVariables struct {
 //
 // It can be passed to loadProbeObjects or ebpf.CollectionSpec.LoadAndAssign.
 type probePrograms struct {
+	Batches *ebpf.Program `ebpf:"batches"`
 	Metrics *ebpf.Program `ebpf:"metrics"`
 	Traces  *ebpf.Program `ebpf:"traces"`
 }
 
 func (p *probePrograms) Close() error {
 	return _ProbeClose(
+		p.Batches,
 		p.Metrics,
 		p.Traces,
 	)

@@ -16,6 +16,7 @@ func GoRuntime(b *offsets.Binary, l *bpf.SharedGoRuntimeLayout) []offsets.Field 
 		{Into: &l.M_p, Paths: []string{"runtime.m.p"}, Loses: certain},
 		{Into: &l.P_goidcache, Paths: []string{"runtime.p.goidcache"}, Loses: certain},
 		{Into: &l.P_goidcacheend, Paths: []string{"runtime.p.goidcacheend"}, Loses: certain},
+		{Into: &l.G_waitreason, Paths: []string{"runtime.g.waitreason"}, Loses: "the parents of calls that only the goroutine's starter leads to"},
 		{Into: &l.G_stackHi, Paths: []string{"runtime.g.stack.hi"}, Required: true},
 		{Into: &l.G_goid, Paths: []string{"runtime.g.goid"}, Required: true},
 		{Into: &l.G_parentGoid, Paths: []string{"runtime.g.parentGoid"}, Loses: "what goroutines that a call starts have to do with it (Go 1.21 on)"},

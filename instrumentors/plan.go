@@ -76,6 +76,22 @@ func MakePlan(s *Spec, b *offsets.Binary) (*Plan, error) {
 	if !present[Required] {
 		return p, ErrAbsent
 	}
+	reasons := map[string]string{} // by group, the first site's own
+	for i := range p.Sites {
+		site := &p.Sites[i]
+		if site.Absent {
+			site.Skipped = "function " + site.Symbols[0] + " is not in this binary"
+		}
+		if site.Skipped != "" && reasons[site.Group] == "" && !complete[site.Group] {
+			reasons[site.Group] = site.Skipped
+		}
+		if site.Absent {
+			site.Skipped = ""
+		}
+	}
+	if !complete[Required] {
+		err = errors.New(reasons[Required])
+	}
 	for i := range p.Sites {
 		site := &p.Sites[i]
 		if !complete[site.Group] && !site.Absent && site.Skipped == "" {
@@ -83,14 +99,7 @@ func MakePlan(s *Spec, b *offsets.Binary) (*Plan, error) {
 		}
 	}
 	if !complete[Required] {
-		for _, site := range p.Sites {
-			if site.Group == Required && site.Absent {
-				return p, fmt.Errorf("function %s is not in this binary", site.Symbols[0])
-			}
-			if site.Group == Required && site.Skipped != "" {
-				return p, errors.New(site.Skipped)
-			}
-		}
+		return p, err
 	}
 	for i := range p.Sites {
 		if site := &p.Sites[i]; site.Instead != "" && complete[site.Instead] && !site.Absent {

@@ -51,6 +51,9 @@ type relocation struct {
 	value uint64
 }
 
+// maxSegments bounds what each read looks through; linkers make about five.
+const maxSegments = 64
+
 // maxRelocations bounds what a hostile file can make us sort (100 MB Go
 // binaries in PIE mode have less than a million).
 const maxRelocations = 8 << 20
@@ -121,6 +124,9 @@ func (b *Binary) parse() error {
 			addr: Addr(p.Vaddr), off: p.Off, data: b.data[p.Off : p.Off+p.Filesz],
 			memory: p.Memsz, exec: p.Flags&elf.PF_X != 0,
 		})
+	}
+	if len(b.segments) > maxSegments {
+		return errors.New("malformed executable: too many segments")
 	}
 	if len(b.segments) == 0 {
 		return errors.New("malformed executable: nothing to load")

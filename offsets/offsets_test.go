@@ -3,6 +3,7 @@ package offsets
 import (
 	"debug/dwarf"
 	"debug/elf"
+	"golang.org/x/arch/x86/x86asm"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -248,7 +249,7 @@ func FuzzBinary(f *testing.F) {
 			}
 			for _, fn := range found {
 				for _, at := range []At{AtEntry(), AtCheckAfterCall("net/http.(*ServeMux).findHandler"),
-					AtCheckAfterIndirectCall("net/http.(*ServeMux).findHandler"), AtNilReturns(), AtDeferredClosure()} {
+					AtGlobalCheckAfterIndirectCall(x86asm.RBX), AtNilReturns(), AtDeferredClosure()} {
 					_, _ = b.Sites(fn, at)
 				}
 			}

@@ -22,6 +22,8 @@ type Site struct {
 	// function's results are, in bytes from the stack pointer at the site.
 	Caller  Func
 	Results []uint32
+
+	Global Addr // at a check: the variable that is compared with
 }
 
 // At says where in a function probes go.
@@ -49,10 +51,10 @@ func AtSharedCheckAfterCall(callee string, keep ...x86asm.Reg) At {
 	return atCheck{callee: callee, shared: true, keep: keep}
 }
 
-// AtCheckAfterIndirectCall is the first conditional jump after the first indirect
-// call behind the only call of callee, which returns what is called.
-func AtCheckAfterIndirectCall(callee string, keep ...x86asm.Reg) At {
-	return atCheck{callee: callee, indirect: true, keep: keep}
+// AtGlobalCheckAfterIndirectCall is the conditional jump behind the only indirect
+// call whose result in reg is at once compared with a global variable.
+func AtGlobalCheckAfterIndirectCall(reg x86asm.Reg, keep ...x86asm.Reg) At {
+	return atGlobalCheck{reg, keep}
 }
 
 // AtDeferredClosure is the entry of the one closure that the function defers. It
@@ -243,23 +245,14 @@ func (a atFirst) find(b *Binary, f Func, code []instruction) (sites []Site, err 
 }
 
 type atCheck struct {
-	callee   string
-	indirect bool
-	shared   bool
-	keep     []x86asm.Reg
+	callee string
+	shared bool
+	keep   []x86asm.Reg
 }
 
-func (a atCheck) String() string {
-	if a.indirect {
-		return "the check after the call of what " + a.callee + " returned"
-	}
-	return "the check after the call of " + a.callee
-}
+func (a atCheck) String() string { return "the check after the call of " + a.callee }
 
-const (
-	nearCheck = 16 // instructions between a call and the check of its result
-	nearCall  = 24 // between a call that returns a function and the call of that
-)
+const nearCheck = 16 // instructions between a call and the check of its result
 
 func (a atCheck) find(b *Binary, f Func, code []instruction) ([]Site, error) {
 	if err := complete(f, code); err != nil {
@@ -277,17 +270,8 @@ func (a atCheck) find(b *Binary, f Func, code []instruction) ([]Site, error) {
 	if len(found) != 1 {
 		return nil, fmt.Errorf("it calls %s at %d places, not at one", a.callee, len(found))
 	}
-	call := found[0]
-	if a.indirect {
-		behind := code[call+1 : min(call+1+nearCall, len(code))]
-		i := slices.IndexFunc(behind, func(in instruction) bool { return in.Op == x86asm.CALL })
-		if i < 0 || !indirect(behind[i]) {
-			return nil, fmt.Errorf("no indirect call behind the call of %s", a.callee)
-		}
-		call += 1 + i
-	}
 	targets := jumpTargets(code)
-	for _, in := range code[call+1 : min(call+1+nearCheck, len(code))] {
+	for _, in := range code[found[0]+1 : min(found[0]+1+nearCheck, len(code))] {
 		if targets[in.at] && (!a.shared || !a.comeFromCalls(code, in.at, targets)) {
 			return nil, fmt.Errorf("a jump leads in between the call of %s and the check behind it", a.callee)
 		}
@@ -302,6 +286,66 @@ func (a atCheck) find(b *Binary, f Func, code []instruction) ([]Site, error) {
 		}
 	}
 	return nil, fmt.Errorf("no check behind the call of %s", a.callee)
+}
+
+type atGlobalCheck struct {
+	reg  x86asm.Reg
+	keep []x86asm.Reg
+}
+
+func (atGlobalCheck) String() string {
+	return "the check of an indirect call's result against a variable"
+}
+
+func (a atGlobalCheck) find(_ *Binary, f Func, code []instruction) ([]Site, error) {
+	if err := complete(f, code); err != nil {
+		return nil, err
+	}
+	targets := jumpTargets(code)
+	var found []Site
+	for i, in := range code {
+		if !indirect(in) {
+			continue
+		}
+		if s, ok := a.after(code[i+1:min(i+1+nearCheck, len(code))], targets); ok {
+			found = append(found, s)
+		}
+	}
+	if len(found) != 1 {
+		return nil, fmt.Errorf("%d indirect calls have their result compared with a variable, not one", len(found))
+	}
+	return found, nil
+}
+
+// after looks for the comparison in what follows a call.
+func (a atGlobalCheck) after(code []instruction, targets map[Addr]bool) (Site, bool) {
+	var global Addr
+	for _, in := range code {
+		switch {
+		case targets[in.at] || in.Op == x86asm.CALL || in.Op == x86asm.RET || in.Op == x86asm.JMP:
+			return Site{}, false
+		case in.conditional():
+			s := in.site()
+			s.Global = global
+			return s, global != 0
+		case in.Op == x86asm.CMP || in.Op == x86asm.TEST:
+			m, isMem := in.Args[0].(x86asm.Mem)
+			r, isReg := in.Args[1].(x86asm.Reg)
+			if !isMem {
+				m, isMem = in.Args[1].(x86asm.Mem)
+				r, isReg = in.Args[0].(x86asm.Reg)
+			}
+			global = 0
+			if in.Op == x86asm.CMP && isMem && isReg && m.Base == x86asm.RIP && r == a.reg {
+				global = in.at + Addr(in.Len) + Addr(m.Disp)
+			}
+		default:
+			if r, ok := in.Args[0].(x86asm.Reg); ok && slices.Contains(a.keep, widen(r)) {
+				return Site{}, false
+			}
+		}
+	}
+	return Site{}, false
 }
 
 // comeFromCalls tells whether whatever jumps to an address does so right after an

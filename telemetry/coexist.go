@@ -47,6 +47,13 @@ func (c Coexistence) links() bool { return c == Linked || c == WaitsToLink }
 // doubled tells whether an SDK that exports makes a span of the call as well.
 func (c *Call) doubled() bool { return c.Kind == KindServer || c.SeenBySDK }
 
+// Called tells whether there was a call of a target.
+func (p *Pipeline) Called(t *Target) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return t.called
+}
+
 // leaves tells whether a call's span is left to the target.
 func (t *Target) leaves(c *Call) bool {
 	return t.spans == Left || t.spans == Linked && c.doubled()

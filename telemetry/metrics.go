@@ -122,7 +122,7 @@ func (p *Pipeline) collect(start time.Time) []*metricdata.ResourceMetrics {
 			metrics = append(metrics, metricdata.Metrics{Name: r.Name, Description: r.Description, Unit: "s", Data: h})
 		}
 		active := map[*Metric]*metricdata.Sum[int64]{}
-		for _, o := range t.openNow(open) {
+		for _, o := range t.openNow(open, now) {
 			s := active[o.Metric]
 			if s == nil {
 				s = &metricdata.Sum[int64]{Temporality: metricdata.CumulativeTemporality}
@@ -159,29 +159,57 @@ func (p *Pipeline) collect(start time.Time) []*metricdata.ResourceMetrics {
 	return append(out, resourceMetrics(self, metrics))
 }
 
-// openNow returns the target's open calls, and zeros for what was open before:
-// a value that is left out would stay as it was.
-func (t *Target) openNow(open []OpenCalls) (out []OpenCalls) {
-	seen := map[attribute.Distinct]bool{}
+// activeSeries is what a target had open calls of.
+type activeSeries struct {
+	attrs []attribute.KeyValue
+	seen  time.Time // last
+}
+
+// openNow returns the target's open calls and, for a while, zeros for what was open
+// before: a value that is left out would stay as it was. Beyond MaxSeries of a
+// metric, calls are counted together.
+func (t *Target) openNow(open []OpenCalls, now time.Time) (out []OpenCalls) {
+	if t.active == nil {
+		t.active = map[*Metric]map[attribute.Distinct]*activeSeries{}
+	}
+	overflow := map[*Metric]int{}
 	for _, o := range open {
 		if o.Target != t || o.Metric.Active == "" {
 			continue
 		}
-		out = append(out, o)
+		series := t.active[o.Metric]
+		if series == nil {
+			series = map[attribute.Distinct]*activeSeries{}
+			t.active[o.Metric] = series
+		}
 		set := attribute.NewSet(o.Attrs...)
-		seen[set.Equivalent()] = true
-		if t.active == nil {
-			t.active = map[*Metric]map[attribute.Distinct][]attribute.KeyValue{}
+		key := set.Equivalent()
+		known := series[key]
+		if known == nil && len(series) >= MaxSeries {
+			i, ok := overflow[o.Metric]
+			if !ok {
+				i = len(out)
+				overflow[o.Metric] = i
+				out = append(out, OpenCalls{Target: t, Metric: o.Metric, Attrs: []attribute.KeyValue{attribute.Bool("otel.metric.overflow", true)}})
+			}
+			out[i].Count += o.Count
+			continue
 		}
-		if t.active[o.Metric] == nil {
-			t.active[o.Metric] = map[attribute.Distinct][]attribute.KeyValue{}
+		if known == nil {
+			known = &activeSeries{attrs: o.Attrs}
+			series[key] = known
 		}
-		t.active[o.Metric][set.Equivalent()] = o.Attrs
+		known.seen = now
+		out = append(out, o)
 	}
-	for m, sets := range t.active {
-		for key, attrs := range sets {
-			if !seen[key] {
-				out = append(out, OpenCalls{Target: t, Metric: m, Attrs: attrs})
+	for m, series := range t.active {
+		for key, known := range series {
+			switch {
+			case known.seen.Equal(now):
+			case now.Sub(known.seen) > seriesLifetime:
+				delete(series, key)
+			default:
+				out = append(out, OpenCalls{Target: t, Metric: m, Attrs: known.attrs})
 			}
 		}
 	}
@@ -234,7 +262,7 @@ func (b Balance) values() []balanceValue {
 		balanceValue{name: "zerospan.spans.exported", help: "Completed calls that were delivered.", unit: "{span}", value: b.Exported},
 		balanceValue{name: "zerospan.spans.sampled_out", help: "Completed calls without a span because of sampling.", unit: "{span}", value: b.SampledOut},
 	)
-	for _, r := range []string{"ring_full", "queue_full", "export_failed", "rejected", "malformed"} {
+	for _, r := range []string{"ring_full", "queue_full", "export_failed", "rejected", "malformed", "left_to_sdk"} {
 		out = append(out, balanceValue{
 			name: "zerospan.spans.dropped", help: "Completed calls whose span was lost.", unit: "{span}",
 			attrs: []attribute.KeyValue{attribute.String("reason", r)}, value: b.Dropped[r],

@@ -113,8 +113,9 @@ func (p *Pipeline) Record(t *Target, m *Metric, instrumentor, scope string, c *C
 	defer p.mu.Unlock()
 	guess := ""
 	if c.Route == "" && c.Path != "" {
-		guess = t.routes.guess(c.Path)
+		guess = t.guesser(c.Kind).guess(c.Path)
 	}
+	t.called = true
 	t.red.observe(m, c.Attrs[:c.Dims], c.End-c.Start)
 	p.summary.observe(t, c, guess)
 	if p.printer != nil {
@@ -141,8 +142,8 @@ func (p *Pipeline) Record(t *Target, m *Metric, instrumentor, scope string, c *C
 func (p *Pipeline) Aside(t *Target, scope string, c *Call) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if p.traces == nil {
-		return
+	if p.traces == nil || t.spans != Exported {
+		return // its call's span may be left to the target
 	}
 	p.traces.aside(t, scope, c)
 }

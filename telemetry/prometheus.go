@@ -50,7 +50,7 @@ func (c promCollector) Collect(out chan<- prometheus.Metric) {
 					prometheus.NewDesc(promName(r.Name)+"_seconds", r.Description, labels, nil), s.count, s.sum.Seconds(), buckets, values...)
 			}
 		}
-		for _, o := range t.openNow(open) {
+		for _, o := range t.openNow(open, time.Now()) {
 			labels, values := promLabels(id, o.Attrs)
 			out <- prometheus.MustNewConstMetric(
 				prometheus.NewDesc(promName(o.Metric.Active), "Number of calls that are open.", labels, nil), prometheus.GaugeValue, float64(o.Count), values...)

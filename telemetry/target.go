@@ -13,8 +13,9 @@ type Target struct {
 	Resource []attribute.KeyValue
 
 	red    redTable
-	active map[*Metric]map[attribute.Distinct][]attribute.KeyValue // that had open calls: they return to 0
-	routes routeGuesser
+	active map[*Metric]map[attribute.Distinct]*activeSeries // that had open calls: they return to 0
+	routes map[Kind]*routeGuesser                           // a client's paths say nothing of a server's
+	called bool                                             // there was a call
 	proto  *resourcepb.Resource
 	open   []*spanBatch // being filled, one a scope
 
@@ -41,4 +42,16 @@ func protoAttribute(kv attribute.KeyValue) *commonpb.KeyValue {
 		v.Value = &commonpb.AnyValue_StringValue{StringValue: kv.Value.String()}
 	}
 	return &commonpb.KeyValue{Key: string(kv.Key), Value: v}
+}
+
+func (t *Target) guesser(k Kind) *routeGuesser {
+	g := t.routes[k]
+	if g == nil {
+		if t.routes == nil {
+			t.routes = map[Kind]*routeGuesser{}
+		}
+		g = &routeGuesser{}
+		t.routes[k] = g
+	}
+	return g
 }

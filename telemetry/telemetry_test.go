@@ -504,10 +504,26 @@ func TestActiveReturnsToZero(t *testing.T) {
 	target := NewTarget(1, "shop", nil)
 	m := &Metric{Name: "m", Active: "m.active"}
 	attrs := []attribute.KeyValue{attribute.String("http.request.method", "GET")}
-	if got := target.openNow([]OpenCalls{{Target: target, Metric: m, Attrs: attrs, Count: 3}}); len(got) != 1 || got[0].Count != 3 {
+	now := time.Now()
+	if got := target.openNow([]OpenCalls{{Target: target, Metric: m, Attrs: attrs, Count: 3}}, now); len(got) != 1 || got[0].Count != 3 {
 		t.Errorf("%+v", got)
 	}
-	if got := target.openNow(nil); len(got) != 1 || got[0].Count != 0 {
+	if got := target.openNow(nil, now.Add(time.Minute)); len(got) != 1 || got[0].Count != 0 {
 		t.Errorf("%+v, want one zero", got)
+	}
+	if got := target.openNow(nil, now.Add(2*seriesLifetime)); len(got) != 0 {
+		t.Errorf("%+v, want none any more", got)
+	}
+	var open []OpenCalls
+	for i := range 2 * MaxSeries {
+		open = append(open, OpenCalls{Target: target, Metric: m, Attrs: []attribute.KeyValue{attribute.Int("server.port", i)}, Count: 1})
+	}
+	total := int64(0)
+	got := target.openNow(open, now.Add(3*seriesLifetime))
+	for _, o := range got {
+		total += o.Count
+	}
+	if len(got) != MaxSeries+1 || total != 2*MaxSeries {
+		t.Errorf("%d series with %d calls, want %d with %d", len(got), total, MaxSeries+1, 2*MaxSeries)
 	}
 }

@@ -80,12 +80,12 @@ type execLayout struct {
 		P_goidcache    uint32
 		P_goidcacheend uint32
 		G_stackHi      uint32
+		G_waitreason   uint32
 		G_goid         uint32
 		G_parentGoid   uint32
 		G_panic        uint32
 		PanicGoexit    uint32
 		PanicArg       uint32
-		Pad            uint32
 		_              [4]byte
 	}
 	Path    uint32

@@ -54,6 +54,7 @@ type clientCall struct {
 	DataLen       uint16
 	Data          [896]uint8
 	Stack         uint64
+	Caller        uint64
 	Nested        uint32
 	Began         uint8
 	_             [3]byte
@@ -114,12 +115,12 @@ type clientLayout struct {
 		P_goidcache    uint32
 		P_goidcacheend uint32
 		G_stackHi      uint32
+		G_waitreason   uint32
 		G_goid         uint32
 		G_parentGoid   uint32
 		G_panic        uint32
 		PanicGoexit    uint32
 		PanicArg       uint32
-		Pad            uint32
 		_              [4]byte
 	}
 	ReturnsFrom  uint64
@@ -146,6 +147,7 @@ type clientLayout struct {
 	ErrorAt      uint32
 	FrameSpan    uint32
 	CancelErr    uint32
+	Skip         int64
 }
 
 type clientResult uint32

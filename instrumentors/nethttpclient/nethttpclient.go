@@ -55,7 +55,7 @@ func init() {
 		Sites: []instrumentors.Site{
 			{Program: "round_trip", Group: instrumentors.Required, Role: instrumentors.Start, At: offsets.AtEntry(), Symbols: []string{roundTrip}},
 			{Program: "round_trip_alternate", Group: instrumentors.Required, Role: instrumentors.End, Symbols: []string{roundTrip},
-				At: offsets.AtCheckAfterIndirectCall("net/http.(*Transport).alternateRoundTripper", results...), Rare: "only with HTTP/2"},
+				At: offsets.AtGlobalCheckAfterIndirectCall(x86asm.RBX, results...), Rare: "only with HTTPS"},
 			{Program: "round_trip_failed", Group: instrumentors.Required, Role: instrumentors.End, Symbols: []string{roundTrip},
 				At: offsets.AtNilReturns(), Rare: onlyFails},
 			{Program: "round_trip_deferred", Group: groupDeferred, Role: instrumentors.End, Symbols: []string{roundTrip},
@@ -102,6 +102,9 @@ func layout(b *offsets.Binary, p *instrumentors.Plan) (any, []offsets.Field, err
 		}
 	} else if !p.Complete(groupChecked) {
 		return nil, nil, errors.New("the end of " + roundTrip + " was not found in this version of net/http")
+	}
+	if alternate, ok := p.Site("round_trip_alternate"); ok {
+		l.Skip = int64(alternate.Global - alternate.Addr)
 	}
 	fields := instrumentors.GoRuntime(b, (*bpf.SharedGoRuntimeLayout)(unsafe.Pointer(&l.Rt)))
 	const redirects = "http.request.resend_count"
@@ -232,7 +235,7 @@ func decode(raw []byte, exe instrumentors.Image, c *telemetry.Call) error {
 // wholeURL returns the URL where the record has it in one piece as it is to be
 // shown; else it is empty. data starts with the URL.
 func wholeURL(data []byte, r *clientCall, path string) string {
-	if r.Gap != 3 || r.HasUser != 0 || r.HasQuery != 0 || !plain(path) {
+	if r.Gap != 3 || r.HasUser != 0 || r.HasQuery != 0 || !plain(path) || path != "" && path[0] != '/' {
 		return ""
 	}
 	n := int(r.SchemeLen) + 3 + int(r.HostLen) + int(r.PathLen)
@@ -245,7 +248,13 @@ func wholeURL(data []byte, r *clientCall, path string) string {
 
 // fullURL puts the URL together again, with REDACTED for what was not read.
 func fullURL(scheme, host, path string, r *clientCall) string {
+	if path != "" && path[0] != '/' {
+		path = "/" + path
+	}
 	if !plain(path) {
+		if i := strings.LastIndexByte(path, '%'); r.RawPath != 0 && i >= 0 && i+3 > len(path) {
+			path = path[:i] // an escape that the bound has cut
+		}
 		u := url.URL{Path: path}
 		if r.RawPath != 0 { // as it was given, which may be valid or not
 			u.RawPath = path
@@ -289,8 +298,10 @@ func errorOf(r *clientCall, text string, exe instrumentors.Image) string {
 	switch typ {
 	case "syscall.Errno":
 		number := r.ErrorNumber
-		if raw := exe.Bytes(r.ErrorAt, 4); number == 0 && len(raw) == 4 { // the runtime has the small numbers as constants
-			number = binary.LittleEndian.Uint32(raw)
+		if number == 0 { // the runtime has the small numbers as constants
+			if raw := exe.Bytes(r.ErrorAt, 4); len(raw) == 4 {
+				number = binary.LittleEndian.Uint32(raw)
+			}
 		}
 		switch unix.Errno(number) {
 		case unix.ECONNREFUSED:

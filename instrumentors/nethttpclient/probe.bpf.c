@@ -62,6 +62,7 @@ struct call {
 	__u8 data[DATA_MAX]; /* the strings in the order of their lengths */
 	/* Not part of the record. */
 	__u64 stack;		    /* bytes of stack in use at the start */
+	__u64 caller;		    /* the return address that lies there as long as the round trip runs */
 	__u32 nested;		    /* round trips within this one that have not ended */
 	__u8 began;		    /* enum began */
 	struct go_iface of_request; /* its context */
@@ -88,6 +89,7 @@ struct layout {
 	__u32 result_at, error_at; /* roundTrip's results on the stack, at the deferred end */
 	__u32 frame_span;
 	__u32 cancel_err; /* context.cancelCtx.err */
+	__s64 skip;	  /* http.ErrSkipAltProtocol, relative to the site that asks for it */
 };
 
 const struct layout *unused_layout __attribute__((unused));
@@ -211,11 +213,14 @@ static __always_inline int begin(struct pt_regs *ctx, __u64 request, enum began 
 		 * of its own. Or is this what a panic left behind?
 		 */
 		__u64 goid = zs_read_u64(GO_G(ctx), l->rt.g_goid);
-		__u64 stack = zs_read_u64(GO_G(ctx), l->rt.g_stack_hi) - ctx->rsp;
+		__u64 top = zs_read_u64(GO_G(ctx), l->rt.g_stack_hi);
 
-		if (goid == c->head.task && stack > c->stack) {
+		if (goid == c->head.task && top - ctx->rsp > c->stack &&
+		    zs_read_u64(top - c->stack, 0) == c->caller) {
 			if (c->began == began)
 				c->nested++;
+			zs_count(ZS_STARTED);
+			zs_count(ZS_SKIPPED);
 			return 0;
 		}
 		zs_count(ZS_MISSED_END);
@@ -230,11 +235,16 @@ static __always_inline int begin(struct pt_regs *ctx, __u64 request, enum began 
 	c->head.target = zs_cookie_target(cookie);
 	c->head.instrumentor = zs_instrumentor;
 	c->began = began;
+	c->caller = zs_read_u64(ctx->rsp, 0);
 	scratch = c->data + SCRATCH_AT;
-	if (!look_at(c, GO_G(ctx), l->g_span))
+	if (!look_at(c, GO_G(ctx), l->g_span)) {
+		zs_count(ZS_SKIPPED);
+		zs_delete_entry(&key);
 		return 0;
+	}
 	caller.goid = word(scratch, l->rt.g_goid);
 	caller.parent_goid = word(scratch, l->rt.g_parent_goid);
+	caller.waited = l->rt.g_waitreason == ZS_ABSENT || (__u8)word(scratch, l->rt.g_waitreason);
 	c->stack = word(scratch, l->rt.g_stack_hi) - ctx->rsp;
 	c->head.task = caller.goid;
 
@@ -276,10 +286,10 @@ static __noinline int why_ended(const struct layout *l, struct call *c)
 			    !zs_read(&error, sizeof(error), context.data + l->cancel_err) || !error.itab)
 				return CONTEXT_ALIVE;
 			/* context.Canceled is an errors.errorString, DeadlineExceeded has no fields. */
-			if (!bpf_probe_read_user(&message, sizeof(message), (void *)error.data) &&
-			    message.len == sizeof("context canceled") - 1)
-				return CONTEXT_CANCELLED;
-			return CONTEXT_DEADLINE;
+			if (bpf_probe_read_user(&message, sizeof(message), (void *)error.data))
+				return CONTEXT_ALIVE;
+			return message.len == sizeof("context canceled") - 1 ? CONTEXT_CANCELLED
+									     : CONTEXT_DEADLINE;
 		}
 		if (!zs_read(&context, sizeof(context), context.data + type->next))
 			break;
@@ -434,32 +444,16 @@ int round_trip_checked(struct pt_regs *ctx)
 	return returned(ctx, BEGAN_TRANSPORT, true);
 }
 
-static const char skip_alternate[] = "net/http: skip alternate protocol";
-
-/* Whether the error is http.ErrSkipAltProtocol. */
-static __noinline int is_skip(__u32 target, struct go_iface *error)
-{
-	const struct go_type *type = go_type_of(target, error->itab);
-	char is[sizeof(skip_alternate) - 1] = {};
-	struct go_string message = {};
-
-	if (!type || !(type->flags & GO_TYPE_TEXT) ||
-	    !zs_read(&message, sizeof(message), error->data + type->text) || message.len != sizeof(is) ||
-	    !zs_read(is, sizeof(is), message.ptr))
-		return 0;
-	for (int i = 0; i < (int)sizeof(is); i++)
-		if (is[i] != skip_alternate[i])
-			return 0;
-	return 1;
-}
-
 /* Inside roundTrip, behind resp, err := altRT.RoundTrip(req): an HTTP/2 connection that is open already. */
 SEC("uprobe")
 int round_trip_alternate(struct pt_regs *ctx)
 {
-	struct go_iface error = {.itab = GO_R1(ctx), .data = GO_R2(ctx)};
+	const struct layout *l = layout_of(zs_cookie(ctx));
+	struct go_iface skip;
 
-	if (error.itab && is_skip(zs_cookie_target(zs_cookie(ctx)), &error))
+	/* What roundTrip itself has just compared the error with. */
+	if (!l || !zs_read(&skip, sizeof(skip), ctx->rip + l->skip) ||
+	    (skip.itab == GO_R1(ctx) && skip.data == GO_R2(ctx)))
 		return 0;
 	return returned(ctx, BEGAN_TRANSPORT, false);
 }

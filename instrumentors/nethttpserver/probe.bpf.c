@@ -267,7 +267,7 @@ static __always_inline int begin(struct pt_regs *ctx, __u64 writer, __u64 reques
 		owner->begun++;
 		if (c->head.start) { /* another goroutine may have this g now */
 			zs_count(ZS_MISSED_END);
-			zs_disown(c, key.tgid);
+			zs_disown(c, &key);
 			c->remote_ptr = 0;
 		}
 		zs_count(ZS_STARTED);
@@ -376,6 +376,7 @@ static __always_inline void finish(struct call *c, const struct zs_key *key, con
 	if (n && *n < zs_keep_below) {
 		c->head.start = 0;
 		c->writer = 0;
+		zs_owner_of(c)->context = 0; /* its memory may soon be another's */
 	} else {
 		zs_delete_owner(key, c);
 	}

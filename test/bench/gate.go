@@ -91,7 +91,7 @@ func runGate(file string, update bool) error {
 		return fmt.Errorf("%s: %w", file, err)
 	}
 	if worse := now.compare(&was); len(worse) > 0 {
-		return fmt.Errorf("%d figures rose by more than 10 %%:\n  %s\nif that is meant, say why in the commit and run: make figures", len(worse), strings.Join(worse, "\n  "))
+		return fmt.Errorf("%d figures changed by more than 10 %%:\n  %s\nif that is meant, say why in the commit and run: make figures", len(worse), strings.Join(worse, "\n  "))
 	}
 	fmt.Printf("%d programs and %d workloads are within 10 %% of %s\n", len(now.Programs), len(now.Work), file)
 	return nil
@@ -105,7 +105,8 @@ func kernel() string {
 	return strings.Join(parts[:min(2, len(parts))], ".")
 }
 
-// compare lists what is more than 10 % above what it was, or new.
+// compare lists what is more than 10 % above what it was, or new, and what is not
+// there any more: a probe that is not hit costs nothing and sees nothing.
 func (f *figures) compare(was *figures) (worse []string) {
 	for _, name := range slices.Sorted(maps.Keys(f.Programs)) {
 		p, old := f.Programs[name], was.Programs[name]
@@ -121,11 +122,16 @@ func (f *figures) compare(was *figures) (worse []string) {
 	}
 	for _, name := range slices.Sorted(maps.Keys(f.Work)) {
 		w, old := f.Work[name], was.Work[name]
-		if w.Hits > maxRise*old.Hits {
+		if w.Hits > maxRise*old.Hits || maxRise*w.Hits < old.Hits {
 			worse = append(worse, fmt.Sprintf("%s: %.3f hits a call, were %.3f", name, w.Hits, old.Hits))
 		}
 		if w.Allocations > maxRise*old.Allocations+allocationNoise {
 			worse = append(worse, fmt.Sprintf("%s: %.3f allocations a call, were %.3f", name, w.Allocations, old.Allocations))
+		}
+	}
+	for name := range was.Programs {
+		if _, ok := f.Programs[name]; !ok {
+			worse = append(worse, name+": there is no such program any more")
 		}
 	}
 	return worse

@@ -7,11 +7,15 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"os"
 	"strconv"
 	"strings"
 	"sync/atomic"
 	"testing"
 	"time"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
 )
 
 // peers are the servers that a client's target talks to.
@@ -229,11 +233,19 @@ func (p *target) operate(t *testing.T, op, url string) string {
 }
 
 func checkClient(t *testing.T, b build, list func(*peers, string) []sent, args ...string) {
+	t.Helper()
+	checkClientAfter(t, b, list, func(int) {}, args...)
+}
+
+// checkClientAfter calls before with the target's PID before each operation.
+func checkClientAfter(t *testing.T, b build, list func(*peers, string) []sent, before func(pid int), args ...string) {
+	t.Helper()
 	peers := newPeers(t)
 	p := start(t, b.make(t))
 	z := trace(t, append(args, "--pid", strconv.Itoa(p.Process.Pid), "--print", "json")...)
 	total := 0
 	for _, o := range list(peers, b.goVersion) {
+		before(p.Process.Pid)
 		answer := p.operate(t, o.op, o.url)
 		z.waitCalls(total + len(o.want))
 		z.mu.Lock()
@@ -275,5 +287,43 @@ func TestClientOperations(t *testing.T) {
 			b := build{goVersion: version, dir: "client", mode: mode}
 			t.Run(b.String(), func(t *testing.T) { checkClient(t, b, clientOperations) })
 		}
+	}
+}
+
+// pageOut has the kernel forget which pages of its files a process has touched, as
+// memory pressure does: programs can't read them until the process touches them again.
+func pageOut(t *testing.T, pid int) {
+	t.Helper()
+	fd, err := unix.PidfdOpen(pid, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(fd)
+	maps, err := os.ReadFile(fmt.Sprintf("/proc/%d/maps", pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for line := range strings.Lines(string(maps)) {
+		var from, to uintptr
+		var mode string
+		if _, err := fmt.Sscanf(line, "%x-%x %s", &from, &to, &mode); err != nil || !strings.Contains(line, " /") {
+			continue
+		}
+		iov := struct{ base, len uintptr }{from, to - from}
+		if _, _, errno := unix.Syscall6(unix.SYS_PROCESS_MADVISE, uintptr(fd), uintptr(unsafe.Pointer(&iov)), 1, unix.MADV_PAGEOUT, 0, 0); errno != 0 {
+			t.Fatal("process_madvise: ", errno)
+		}
+	}
+}
+
+// TestClientColdPages: what a program can't read at the moment changes no outcome.
+func TestClientColdPages(t *testing.T) {
+	for _, b := range []build{
+		{goVersion: "1.22.12", dir: "client", mode: "pie"}, {goVersion: "1.24.9", dir: "client", mode: "stripped"},
+		{goVersion: "1.27.2", dir: "client", mode: "pie"},
+	} {
+		t.Run(b.String(), func(t *testing.T) {
+			checkClientAfter(t, b, clientOperations, func(pid int) { pageOut(t, pid) })
+		})
 	}
 }

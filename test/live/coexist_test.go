@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"net/http"
+	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
@@ -121,6 +122,8 @@ func TestCoexist(t *testing.T) {
 		linked    bool
 	}{
 		{name: "silent", way: "skip", log: "does not export", spans: 3 * requests, metrics: true},
+		// It has a provider, which samples nothing.
+		{name: "unsampled", way: "skip", exports: []string{"traces", "never"}, log: "does not export\" pid=", spans: 3 * requests, metrics: true},
 		{name: "traces", way: "skip", exports: []string{"traces"}, log: "exports by itself", metrics: true},
 		{name: "metrics", way: "skip", exports: []string{"metrics"}, log: "signal=metrics", spans: 3 * requests},
 		{name: "both", way: "skip", exports: []string{"traces", "metrics"}, log: "signal=metrics"},
@@ -146,7 +149,7 @@ func TestCoexist(t *testing.T) {
 			}
 			z.waitLog(c.log)
 			z.waitCalls(3 * requests) // they are shown whatever is exported
-			if slices.Contains(c.exports, "traces") {
+			if slices.Contains(c.exports, "traces") && !slices.Contains(c.exports, "never") {
 				col.waitTheirs(t, requests)
 			}
 			z.stop()
@@ -158,7 +161,7 @@ func TestCoexist(t *testing.T) {
 			if got := col.ourMetrics["http.server.request.duration"] > 0; got != c.metrics {
 				t.Errorf("zerospan exported metrics: %v, want %v", got, c.metrics)
 			}
-			if has := slices.Contains(c.exports, "traces"); has != (len(col.theirs) > 0) {
+			if has := slices.Contains(c.exports, "traces") && !slices.Contains(c.exports, "never"); has != (len(col.theirs) > 0) {
 				t.Errorf("the process exported %d spans", len(col.theirs))
 			}
 			if c.linked {
@@ -197,4 +200,32 @@ func checkLinked(t *testing.T, col *collector, requests int) {
 			t.Errorf("%s: parent %x in trace %x, want %v", path, s.ParentSpanId, s.TraceId, want)
 		}
 	}
+}
+
+// TestCoexistEnds: what waits for a target that ends is exported then, not when
+// zerospan ends.
+func TestCoexistEnds(t *testing.T) {
+	col := newCollector(t)
+	p := start(t, build{goVersion: "local", dir: "sdk", mode: "stripped"}.make(t), "http://"+newBackend(t), col.url)
+	z := trace(t, "--exe", filepath.Base(p.Path), "--otlp-endpoint", col.url, "--print", "json")
+	resp, err := http.Get("http://" + p.words[1] + "/call/1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	resp.Body.Close()
+	z.waitCalls(3)
+	_ = p.Process.Kill()
+	z.waitLog("target has ended")
+	for began := time.Now(); ; time.Sleep(10 * time.Millisecond) {
+		col.mu.Lock()
+		n := len(col.ours)
+		col.mu.Unlock()
+		if n == 3 {
+			break
+		}
+		if time.Since(began) > patience {
+			t.Fatalf("%d spans, want 3", n)
+		}
+	}
+	z.stop()
 }

@@ -1,6 +1,7 @@
 package live
 
 import (
+	"context"
 	"crypto/tls"
 	"fmt"
 	"io"
@@ -36,6 +37,7 @@ var ways = []way{
 	{name: "gowait", calls: 1, free: true},
 	{name: "go2", calls: 1, none: true},
 	{name: "started", calls: 1, none: true},
+	{name: "lazy", calls: 1, none: true},
 	{name: "after", calls: 1, none: true},
 	{name: "nested", calls: 1},
 	{name: "within", calls: 1},
@@ -174,6 +176,19 @@ func grow(t *testing.T, p *target, n, workers int) map[string]way {
 		get(h1, "http://"+p.words[1], path)
 		sent[path] = way{name: "starts"}
 	}
+	// Two that start workers and stay open until all is done, over HTTP/1 and HTTP/2.
+	hold, release := context.WithCancel(context.Background())
+	var held sync.WaitGroup
+	for c, base := range map[*http.Client]string{h1: "http://" + p.words[1], h2: "https://" + p.words[2]} {
+		path := fmt.Sprintf("/holds/%d", len(sent))
+		sent[path] = way{name: "holds"}
+		held.Go(func() {
+			req, _ := http.NewRequestWithContext(hold, "GET", base+path, nil)
+			if resp, err := c.Do(req); err == nil {
+				resp.Body.Close()
+			}
+		})
+	}
 	for range workers {
 		wg.Go(func() {
 			for i := next.Add(1); i <= int64(n); i = next.Add(1) {
@@ -194,6 +209,8 @@ func grow(t *testing.T, p *target, n, workers int) map[string]way {
 		})
 	}
 	wg.Wait()
+	release()
+	held.Wait()
 	return sent
 }
 

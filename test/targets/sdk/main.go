@@ -1,7 +1,8 @@
 // Command sdk is a traced process for the tests that carries the OpenTelemetry
 // SDK. It serves /call/, which calls a backend once within a span of the SDK and
 // once outside of it. Arguments: the backend, the collector, and what the SDK
-// exports: any of traces, metrics, client (it makes a client's span), or nothing.
+// does: any of traces, metrics, client (it makes a client's span), never (it samples
+// nothing), or nothing.
 package main
 
 import (
@@ -41,10 +42,14 @@ func get(ctx context.Context, url string) {
 func main() {
 	ctx := context.Background()
 	backend, collector, does := os.Args[1], os.Args[2], os.Args[3:]
+	sampler := trace.AlwaysSample()
+	if slices.Contains(does, "never") {
+		sampler = trace.NeverSample()
+	}
 	if slices.Contains(does, "traces") {
 		exporter, err := otlptracegrpc.New(ctx, otlptracegrpc.WithEndpointURL(collector))
 		check(err)
-		otel.SetTracerProvider(trace.NewTracerProvider(trace.WithBatcher(exporter, trace.WithBatchTimeout(time.Second))))
+		otel.SetTracerProvider(trace.NewTracerProvider(trace.WithBatcher(exporter, trace.WithBatchTimeout(time.Second)), trace.WithSampler(sampler)))
 	}
 	if slices.Contains(does, "metrics") {
 		exporter, err := otlpmetricgrpc.New(ctx, otlpmetricgrpc.WithEndpointURL(collector))

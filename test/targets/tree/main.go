@@ -135,6 +135,25 @@ func routes() http.Handler {
 	started := make(chan job)
 	handle("starts", func(ctx context.Context, path string) { go worker(started) })
 	handle("started", func(ctx context.Context, path string) { hand(started, background, path) })
+	// A worker that a request starts which stays open works for others meanwhile.
+	// Jobs are handed out once they wait for some: who takes up another request's work
+	// before it has ever waited can't be told from who works for its starter.
+	lazy, ready := make(chan job), make(chan struct{})
+	var once sync.Once
+	handle("holds", func(ctx context.Context, path string) {
+		once.Do(func() {
+			for i := 0; i < 4; i++ {
+				go worker(lazy)
+			}
+			time.Sleep(20 * time.Millisecond)
+			close(ready)
+		})
+		<-ctx.Done()
+	})
+	handle("lazy", func(ctx context.Context, path string) {
+		<-ready
+		hand(lazy, background, path)
+	})
 	// The request is over when the call is made.
 	handle("after", func(ctx context.Context, path string) {
 		go func() {
