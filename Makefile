@@ -5,7 +5,7 @@ VERSION  := $(shell git describe --tags --always --dirty 2>/dev/null || echo dev
 LDFLAGS  := -s -w -X github.com/zerospan/zerospan/telemetry.Version=$(VERSION)
 GOLANGCI := github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0
 
-.PHONY: build demo test test-deps unit generate lint bench gate figures fuzz clean
+.PHONY: build demo test test-deps unit generate lint bench gate figures soak test-binaries fuzz clean
 
 build:
 	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o $(BIN) ./cmd/zerospan
@@ -43,6 +43,16 @@ gate:
 
 figures:
 	$(GO) run ./test/bench -role gate -update
+
+# Mixed requests for ten minutes: nothing may grow. As root.
+SOAK ?= 10m
+soak: test-deps
+	ZEROSPAN_REQUIRE_LIVE=1 ZEROSPAN_SOAK=$(SOAK) $(GO) test -count=1 -v -timeout 0 -run TestSoak ./test/live
+
+# Programs that nobody here wrote: Debian's Go packages. As root on Debian.
+test-binaries:
+	./test/binaries/fetch.sh
+	ZEROSPAN_BINARIES=1 $(GO) test -count=1 -v ./test/binaries
 
 FUZZTIME ?= 30s
 fuzz:

@@ -46,7 +46,7 @@ func tryMulti() error {
 	if err != nil {
 		return err
 	}
-	defer hits.Close()
+	defer func() { _ = hits.Close() }()
 	p, err := ebpf.NewProgram(&ebpf.ProgramSpec{
 		Name: "zs_try", Type: ebpf.Kprobe, AttachType: ebpf.AttachTraceUprobeMulti, License: "Dual BSD/GPL",
 		Instructions: asm.Instructions{
@@ -65,7 +65,7 @@ func tryMulti() error {
 	if err != nil {
 		return err
 	}
-	defer p.Close()
+	defer func() { _ = p.Close() }()
 	offset, err := ownFunction(probedName)
 	if err != nil {
 		return err
@@ -78,7 +78,7 @@ func tryMulti() error {
 	if err != nil {
 		return err
 	}
-	defer k.Close()
+	defer func() { _ = k.Close() }()
 	done := make(chan struct{})
 	go func() {
 		defer close(done)

@@ -49,7 +49,9 @@ func init() {
 			"the duration ends when the response's header is there; its body is not waited for",
 			"parents: the context of the request, the goroutine, the goroutine that started it (Go 1.21 on); see performance.md for what that finds",
 			"at most 368 bytes of scheme, host and path",
-			"not seen: other transports (HTTP/3), which `http.RoundTripper`s of other packages are",
+			"not seen: other transports (HTTP/3), which `http.RoundTripper`s of other packages are; requests that a transport makes within a round trip, such as in `Proxy`",
+			"up to Go 1.22 a panic within a round trip ends it only when its goroutine makes the next one",
+			"not attached, with the reason in `explain`: binaries built with `-race` or `-gcflags=-N`, where the code after the calls differs",
 		},
 		Load: loadClient,
 		Sites: []instrumentors.Site{
