@@ -172,9 +172,9 @@ func (p *Pipeline) Tick(now time.Time) {
 	defer p.mu.Unlock()
 	if p.printer != nil {
 		p.printer.flush()
-		if p.printer.failed == 1 || p.printer.failed > 0 && p.printer.failed%100000 == 0 {
-			p.opts.Log.Warn("lines could not be written to standard output", "error", p.printer.err, "count", p.printer.failed)
-			p.printer.failed++
+		if n := p.printer.failed; n >= p.printer.tellAt {
+			p.opts.Log.Warn("lines could not be written to standard output", "error", p.printer.err, "count", n)
+			p.printer.tellAt = n + 100000
 		}
 	}
 	if p.traces != nil {

@@ -29,11 +29,12 @@ type printer struct {
 	out    io.Writer
 	w      *bufio.Writer
 	failed uint64
+	tellAt uint64 // how many failures are worth a word
 	err    error
 }
 
 func newPrinter(format Format, w io.Writer) *printer {
-	return &printer{format: format, out: w, w: bufio.NewWriterSize(w, 16<<10)}
+	return &printer{format: format, out: w, w: bufio.NewWriterSize(w, 16<<10), tellAt: 1}
 }
 
 func (p *printer) print(t *Target, instrumentor string, c *Call, guess string) {
