@@ -259,14 +259,37 @@ static __always_inline __u32 zs_tgid(void)
 }
 
 /*
- * The cookie of the site that was hit. The verifier knows zs_no_cookies and never
- * looks at what it rules out, such as a helper that an older kernel does not have.
+ * From Linux 6.13 on the JIT gives each program of this type one stack for each
+ * CPU, since such programs can't interrupt themselves; but uprobe programs are
+ * preemptible, and then two tasks share it: it was seen to corrupt what is on it,
+ * down to a fault that kills the target. A program that contains a tail call gets
+ * no such stack, be it one that is never taken.
+ */
+const volatile __u32 zs_never;
+
+struct {
+	__uint(type, BPF_MAP_TYPE_PROG_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, __u32);
+} zs_nowhere SEC(".maps");
+
+static __always_inline void zs_use_own_stack(struct pt_regs *ctx)
+{
+	if (zs_never)
+		bpf_tail_call(ctx, &zs_nowhere, 0);
+}
+
+/*
+ * The cookie of the site that was hit; every program asks for it first. The verifier knows zs_no_cookies and
+ * never looks at what it rules out, such as a helper that an older kernel does not have.
  */
 static __always_inline __u64 zs_cookie(struct pt_regs *ctx)
 {
 	struct zs_cookie_key key = {};
 	__u64 *cookie;
 
+	zs_use_own_stack(ctx);
 	if (!zs_no_cookies)
 		return bpf_get_attach_cookie(ctx);
 	key.ip = ctx->rip;

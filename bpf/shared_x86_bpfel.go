@@ -226,6 +226,7 @@ const (
 	SharedMapZsEntries       = "zs_entries"
 	SharedMapZsFallback      = "zs_fallback"
 	SharedMapZsIndex         = "zs_index"
+	SharedMapZsNowhere       = "zs_nowhere"
 	SharedMapZsProcesses     = "zs_processes"
 	SharedMapZsRing          = "zs_ring"
 	SharedVarUnusedCookieKey = "unused_cookie_key"
@@ -246,6 +247,7 @@ const (
 	SharedVarZsBounds        = "zs_bounds"
 	SharedVarZsInstrumentor  = "zs_instrumentor"
 	SharedVarZsKeepBelow     = "zs_keep_below"
+	SharedVarZsNever         = "zs_never"
 	SharedVarZsNoCookies     = "zs_no_cookies"
 	SharedVarZsSeed          = "zs_seed"
 )
@@ -309,6 +311,7 @@ type SharedMapSpecs struct {
 	ZsEntries   *ebpf.MapSpec `ebpf:"zs_entries"`
 	ZsFallback  *ebpf.MapSpec `ebpf:"zs_fallback"`
 	ZsIndex     *ebpf.MapSpec `ebpf:"zs_index"`
+	ZsNowhere   *ebpf.MapSpec `ebpf:"zs_nowhere"`
 	ZsProcesses *ebpf.MapSpec `ebpf:"zs_processes"`
 	ZsRing      *ebpf.MapSpec `ebpf:"zs_ring"`
 }
@@ -335,6 +338,7 @@ type SharedVariableSpecs struct {
 	ZsBounds        *ebpf.VariableSpec `ebpf:"zs_bounds"`
 	ZsInstrumentor  *ebpf.VariableSpec `ebpf:"zs_instrumentor"`
 	ZsKeepBelow     *ebpf.VariableSpec `ebpf:"zs_keep_below"`
+	ZsNever         *ebpf.VariableSpec `ebpf:"zs_never"`
 	ZsNoCookies     *ebpf.VariableSpec `ebpf:"zs_no_cookies"`
 	ZsSeed          *ebpf.VariableSpec `ebpf:"zs_seed"`
 }
@@ -370,6 +374,7 @@ type SharedMaps struct {
 	ZsEntries   *ebpf.Map `ebpf:"zs_entries"`
 	ZsFallback  *ebpf.Map `ebpf:"zs_fallback"`
 	ZsIndex     *ebpf.Map `ebpf:"zs_index"`
+	ZsNowhere   *ebpf.Map `ebpf:"zs_nowhere"`
 	ZsProcesses *ebpf.Map `ebpf:"zs_processes"`
 	ZsRing      *ebpf.Map `ebpf:"zs_ring"`
 }
@@ -387,6 +392,7 @@ func (m *SharedMaps) Close() error {
 		m.ZsEntries,
 		m.ZsFallback,
 		m.ZsIndex,
+		m.ZsNowhere,
 		m.ZsProcesses,
 		m.ZsRing,
 	)
@@ -414,6 +420,7 @@ type SharedVariables struct {
 	ZsBounds        *ebpf.Variable `ebpf:"zs_bounds"`
 	ZsInstrumentor  *ebpf.Variable `ebpf:"zs_instrumentor"`
 	ZsKeepBelow     *ebpf.Variable `ebpf:"zs_keep_below"`
+	ZsNever         *ebpf.Variable `ebpf:"zs_never"`
 	ZsNoCookies     *ebpf.Variable `ebpf:"zs_no_cookies"`
 	ZsSeed          *ebpf.Variable `ebpf:"zs_seed"`
 }

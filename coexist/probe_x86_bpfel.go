@@ -134,6 +134,7 @@ const (
 	probeMapZsEntries      = "zs_entries"
 	probeMapZsFallback     = "zs_fallback"
 	probeMapZsIndex        = "zs_index"
+	probeMapZsNowhere      = "zs_nowhere"
 	probeMapZsProcesses    = "zs_processes"
 	probeMapZsRing         = "zs_ring"
 	probeProgBatches       = "batches"
@@ -143,6 +144,7 @@ const (
 	probeVarZsBounds       = "zs_bounds"
 	probeVarZsInstrumentor = "zs_instrumentor"
 	probeVarZsKeepBelow    = "zs_keep_below"
+	probeVarZsNever        = "zs_never"
 	probeVarZsNoCookies    = "zs_no_cookies"
 	probeVarZsSeed         = "zs_seed"
 )
@@ -210,6 +212,7 @@ type probeMapSpecs struct {
 	ZsEntries   *ebpf.MapSpec `ebpf:"zs_entries"`
 	ZsFallback  *ebpf.MapSpec `ebpf:"zs_fallback"`
 	ZsIndex     *ebpf.MapSpec `ebpf:"zs_index"`
+	ZsNowhere   *ebpf.MapSpec `ebpf:"zs_nowhere"`
 	ZsProcesses *ebpf.MapSpec `ebpf:"zs_processes"`
 	ZsRing      *ebpf.MapSpec `ebpf:"zs_ring"`
 }
@@ -222,6 +225,7 @@ type probeVariableSpecs struct {
 	ZsBounds       *ebpf.VariableSpec `ebpf:"zs_bounds"`
 	ZsInstrumentor *ebpf.VariableSpec `ebpf:"zs_instrumentor"`
 	ZsKeepBelow    *ebpf.VariableSpec `ebpf:"zs_keep_below"`
+	ZsNever        *ebpf.VariableSpec `ebpf:"zs_never"`
 	ZsNoCookies    *ebpf.VariableSpec `ebpf:"zs_no_cookies"`
 	ZsSeed         *ebpf.VariableSpec `ebpf:"zs_seed"`
 }
@@ -258,6 +262,7 @@ type probeMaps struct {
 	ZsEntries   *ebpf.Map `ebpf:"zs_entries"`
 	ZsFallback  *ebpf.Map `ebpf:"zs_fallback"`
 	ZsIndex     *ebpf.Map `ebpf:"zs_index"`
+	ZsNowhere   *ebpf.Map `ebpf:"zs_nowhere"`
 	ZsProcesses *ebpf.Map `ebpf:"zs_processes"`
 	ZsRing      *ebpf.Map `ebpf:"zs_ring"`
 }
@@ -276,6 +281,7 @@ func (m *probeMaps) Close() error {
 		m.ZsEntries,
 		m.ZsFallback,
 		m.ZsIndex,
+		m.ZsNowhere,
 		m.ZsProcesses,
 		m.ZsRing,
 	)
@@ -289,6 +295,7 @@ type probeVariables struct {
 	ZsBounds       *ebpf.Variable `ebpf:"zs_bounds"`
 	ZsInstrumentor *ebpf.Variable `ebpf:"zs_instrumentor"`
 	ZsKeepBelow    *ebpf.Variable `ebpf:"zs_keep_below"`
+	ZsNever        *ebpf.Variable `ebpf:"zs_never"`
 	ZsNoCookies    *ebpf.Variable `ebpf:"zs_no_cookies"`
 	ZsSeed         *ebpf.Variable `ebpf:"zs_seed"`
 }

@@ -183,6 +183,7 @@ const (
 	execMapZsEntries      = "zs_entries"
 	execMapZsFallback     = "zs_fallback"
 	execMapZsIndex        = "zs_index"
+	execMapZsNowhere      = "zs_nowhere"
 	execMapZsProcesses    = "zs_processes"
 	execMapZsRing         = "zs_ring"
 	execProgRun           = "run"
@@ -194,6 +195,7 @@ const (
 	execVarZsBounds       = "zs_bounds"
 	execVarZsInstrumentor = "zs_instrumentor"
 	execVarZsKeepBelow    = "zs_keep_below"
+	execVarZsNever        = "zs_never"
 	execVarZsNoCookies    = "zs_no_cookies"
 	execVarZsSeed         = "zs_seed"
 )
@@ -261,6 +263,7 @@ type execMapSpecs struct {
 	ZsEntries   *ebpf.MapSpec `ebpf:"zs_entries"`
 	ZsFallback  *ebpf.MapSpec `ebpf:"zs_fallback"`
 	ZsIndex     *ebpf.MapSpec `ebpf:"zs_index"`
+	ZsNowhere   *ebpf.MapSpec `ebpf:"zs_nowhere"`
 	ZsProcesses *ebpf.MapSpec `ebpf:"zs_processes"`
 	ZsRing      *ebpf.MapSpec `ebpf:"zs_ring"`
 }
@@ -275,6 +278,7 @@ type execVariableSpecs struct {
 	ZsBounds       *ebpf.VariableSpec `ebpf:"zs_bounds"`
 	ZsInstrumentor *ebpf.VariableSpec `ebpf:"zs_instrumentor"`
 	ZsKeepBelow    *ebpf.VariableSpec `ebpf:"zs_keep_below"`
+	ZsNever        *ebpf.VariableSpec `ebpf:"zs_never"`
 	ZsNoCookies    *ebpf.VariableSpec `ebpf:"zs_no_cookies"`
 	ZsSeed         *ebpf.VariableSpec `ebpf:"zs_seed"`
 }
@@ -311,6 +315,7 @@ type execMaps struct {
 	ZsEntries   *ebpf.Map `ebpf:"zs_entries"`
 	ZsFallback  *ebpf.Map `ebpf:"zs_fallback"`
 	ZsIndex     *ebpf.Map `ebpf:"zs_index"`
+	ZsNowhere   *ebpf.Map `ebpf:"zs_nowhere"`
 	ZsProcesses *ebpf.Map `ebpf:"zs_processes"`
 	ZsRing      *ebpf.Map `ebpf:"zs_ring"`
 }
@@ -329,6 +334,7 @@ func (m *execMaps) Close() error {
 		m.ZsEntries,
 		m.ZsFallback,
 		m.ZsIndex,
+		m.ZsNowhere,
 		m.ZsProcesses,
 		m.ZsRing,
 	)
@@ -344,6 +350,7 @@ type execVariables struct {
 	ZsBounds       *ebpf.Variable `ebpf:"zs_bounds"`
 	ZsInstrumentor *ebpf.Variable `ebpf:"zs_instrumentor"`
 	ZsKeepBelow    *ebpf.Variable `ebpf:"zs_keep_below"`
+	ZsNever        *ebpf.Variable `ebpf:"zs_never"`
 	ZsNoCookies    *ebpf.Variable `ebpf:"zs_no_cookies"`
 	ZsSeed         *ebpf.Variable `ebpf:"zs_seed"`
 }

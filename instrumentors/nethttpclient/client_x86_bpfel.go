@@ -240,6 +240,7 @@ const (
 	clientMapZsEntries           = "zs_entries"
 	clientMapZsFallback          = "zs_fallback"
 	clientMapZsIndex             = "zs_index"
+	clientMapZsNowhere           = "zs_nowhere"
 	clientMapZsProcesses         = "zs_processes"
 	clientMapZsRing              = "zs_ring"
 	clientProgH2RoundTrip        = "h2_round_trip"
@@ -258,6 +259,7 @@ const (
 	clientVarZsBounds            = "zs_bounds"
 	clientVarZsInstrumentor      = "zs_instrumentor"
 	clientVarZsKeepBelow         = "zs_keep_below"
+	clientVarZsNever             = "zs_never"
 	clientVarZsNoCookies         = "zs_no_cookies"
 	clientVarZsSeed              = "zs_seed"
 )
@@ -331,6 +333,7 @@ type clientMapSpecs struct {
 	ZsEntries   *ebpf.MapSpec `ebpf:"zs_entries"`
 	ZsFallback  *ebpf.MapSpec `ebpf:"zs_fallback"`
 	ZsIndex     *ebpf.MapSpec `ebpf:"zs_index"`
+	ZsNowhere   *ebpf.MapSpec `ebpf:"zs_nowhere"`
 	ZsProcesses *ebpf.MapSpec `ebpf:"zs_processes"`
 	ZsRing      *ebpf.MapSpec `ebpf:"zs_ring"`
 }
@@ -346,6 +349,7 @@ type clientVariableSpecs struct {
 	ZsBounds       *ebpf.VariableSpec `ebpf:"zs_bounds"`
 	ZsInstrumentor *ebpf.VariableSpec `ebpf:"zs_instrumentor"`
 	ZsKeepBelow    *ebpf.VariableSpec `ebpf:"zs_keep_below"`
+	ZsNever        *ebpf.VariableSpec `ebpf:"zs_never"`
 	ZsNoCookies    *ebpf.VariableSpec `ebpf:"zs_no_cookies"`
 	ZsSeed         *ebpf.VariableSpec `ebpf:"zs_seed"`
 }
@@ -382,6 +386,7 @@ type clientMaps struct {
 	ZsEntries   *ebpf.Map `ebpf:"zs_entries"`
 	ZsFallback  *ebpf.Map `ebpf:"zs_fallback"`
 	ZsIndex     *ebpf.Map `ebpf:"zs_index"`
+	ZsNowhere   *ebpf.Map `ebpf:"zs_nowhere"`
 	ZsProcesses *ebpf.Map `ebpf:"zs_processes"`
 	ZsRing      *ebpf.Map `ebpf:"zs_ring"`
 }
@@ -400,6 +405,7 @@ func (m *clientMaps) Close() error {
 		m.ZsEntries,
 		m.ZsFallback,
 		m.ZsIndex,
+		m.ZsNowhere,
 		m.ZsProcesses,
 		m.ZsRing,
 	)
@@ -416,6 +422,7 @@ type clientVariables struct {
 	ZsBounds       *ebpf.Variable `ebpf:"zs_bounds"`
 	ZsInstrumentor *ebpf.Variable `ebpf:"zs_instrumentor"`
 	ZsKeepBelow    *ebpf.Variable `ebpf:"zs_keep_below"`
+	ZsNever        *ebpf.Variable `ebpf:"zs_never"`
 	ZsNoCookies    *ebpf.Variable `ebpf:"zs_no_cookies"`
 	ZsSeed         *ebpf.Variable `ebpf:"zs_seed"`
 }

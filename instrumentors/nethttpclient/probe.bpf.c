@@ -463,8 +463,10 @@ SEC("uprobe")
 int round_trip_retried(struct pt_regs *ctx)
 {
 	struct zs_key key = go_key(ctx, zs_slot());
-	struct call *c = bpf_map_lookup_elem(&zs_calls, &key);
+	struct call *c;
 
+	zs_use_own_stack(ctx);
+	c = bpf_map_lookup_elem(&zs_calls, &key);
 	if (c && c->began == BEGAN_TRANSPORT && !c->nested && (__u8)GO_R0(ctx))
 		c->resends++;
 	return 0;

@@ -261,6 +261,7 @@ const (
 	serverMapZsEntries      = "zs_entries"
 	serverMapZsFallback     = "zs_fallback"
 	serverMapZsIndex        = "zs_index"
+	serverMapZsNowhere      = "zs_nowhere"
 	serverMapZsProcesses    = "zs_processes"
 	serverMapZsRing         = "zs_ring"
 	serverProgConnServed    = "conn_served"
@@ -277,6 +278,7 @@ const (
 	serverVarZsBounds       = "zs_bounds"
 	serverVarZsInstrumentor = "zs_instrumentor"
 	serverVarZsKeepBelow    = "zs_keep_below"
+	serverVarZsNever        = "zs_never"
 	serverVarZsNoCookies    = "zs_no_cookies"
 	serverVarZsSeed         = "zs_seed"
 )
@@ -350,6 +352,7 @@ type serverMapSpecs struct {
 	ZsEntries   *ebpf.MapSpec `ebpf:"zs_entries"`
 	ZsFallback  *ebpf.MapSpec `ebpf:"zs_fallback"`
 	ZsIndex     *ebpf.MapSpec `ebpf:"zs_index"`
+	ZsNowhere   *ebpf.MapSpec `ebpf:"zs_nowhere"`
 	ZsProcesses *ebpf.MapSpec `ebpf:"zs_processes"`
 	ZsRing      *ebpf.MapSpec `ebpf:"zs_ring"`
 }
@@ -364,6 +367,7 @@ type serverVariableSpecs struct {
 	ZsBounds       *ebpf.VariableSpec `ebpf:"zs_bounds"`
 	ZsInstrumentor *ebpf.VariableSpec `ebpf:"zs_instrumentor"`
 	ZsKeepBelow    *ebpf.VariableSpec `ebpf:"zs_keep_below"`
+	ZsNever        *ebpf.VariableSpec `ebpf:"zs_never"`
 	ZsNoCookies    *ebpf.VariableSpec `ebpf:"zs_no_cookies"`
 	ZsSeed         *ebpf.VariableSpec `ebpf:"zs_seed"`
 }
@@ -401,6 +405,7 @@ type serverMaps struct {
 	ZsEntries   *ebpf.Map `ebpf:"zs_entries"`
 	ZsFallback  *ebpf.Map `ebpf:"zs_fallback"`
 	ZsIndex     *ebpf.Map `ebpf:"zs_index"`
+	ZsNowhere   *ebpf.Map `ebpf:"zs_nowhere"`
 	ZsProcesses *ebpf.Map `ebpf:"zs_processes"`
 	ZsRing      *ebpf.Map `ebpf:"zs_ring"`
 }
@@ -420,6 +425,7 @@ func (m *serverMaps) Close() error {
 		m.ZsEntries,
 		m.ZsFallback,
 		m.ZsIndex,
+		m.ZsNowhere,
 		m.ZsProcesses,
 		m.ZsRing,
 	)
@@ -435,6 +441,7 @@ type serverVariables struct {
 	ZsBounds       *ebpf.Variable `ebpf:"zs_bounds"`
 	ZsInstrumentor *ebpf.Variable `ebpf:"zs_instrumentor"`
 	ZsKeepBelow    *ebpf.Variable `ebpf:"zs_keep_below"`
+	ZsNever        *ebpf.Variable `ebpf:"zs_never"`
 	ZsNoCookies    *ebpf.Variable `ebpf:"zs_no_cookies"`
 	ZsSeed         *ebpf.Variable `ebpf:"zs_seed"`
 }
