@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io/fs"
 	"os"
@@ -114,23 +115,30 @@ func run(t *testing.T, console, name string, args ...string) *report {
 	defer cancel()
 	begun := time.Now()
 	cmd := exec.CommandContext(ctx, name, args...)
-	cmd.Stderr = os.Stderr
 	out, err := cmd.Output()
 	r := &report{took: time.Since(begun)}
 	if e := os.WriteFile(console, out, 0o644); e != nil {
 		t.Error(e)
 	}
 	if err != nil {
-		t.Errorf("after %v: %v; the console is in %s", r.took, err, console)
+		t.Errorf("after %.0f s: %v; the console is in %s", r.took.Seconds(), err, console)
+		var exit *exec.ExitError
+		if errors.As(err, &exit) {
+			t.Logf("%s", exit.Stderr)
+		}
 	}
+	var broken []string
 	for line := range strings.Lines(string(out)) {
 		_, text, ok := strings.Cut(line, Prefix) // the kernel may have begun the line
 		if !ok {
+			if Complaint(line) {
+				r.kernel = append(r.kernel, strings.TrimSpace(line))
+			}
 			continue
 		}
 		var l Line
 		if err := json.Unmarshal([]byte(text), &l); err != nil {
-			t.Errorf("%v in %q", err, text)
+			broken = append(broken, fmt.Sprintf("%v in %q", err, text))
 			continue
 		}
 		switch {
@@ -152,6 +160,11 @@ func run(t *testing.T, console, name string, args ...string) *report {
 			r.end = true
 		}
 	}
+	if len(r.kernel) == 0 { // a kernel that complains writes into the guest's lines
+		for _, b := range broken {
+			t.Error(b)
+		}
+	}
 	return r
 }
 
@@ -160,7 +173,7 @@ func boot(t *testing.T, console, kernel, initramfs, mode string) *report {
 	t.Helper()
 	return run(t, console, "qemu-system-x86_64", "-M", "q35", "-accel", "tcg,thread=multi", "-cpu", "max", "-smp", "2", "-m", "512",
 		"-nodefaults", "-nographic", "-serial", "stdio", "-no-reboot", "-kernel", kernel, "-initrd", initramfs,
-		"-append", strings.TrimSpace("console=ttyS0 rdinit=/zs/guest quiet loglevel=1 panic=-1 "+mode))
+		"-append", strings.TrimSpace("console=ttyS0 rdinit=/zs/guest quiet loglevel=1 oops=panic panic=-1 "+mode))
 }
 
 // doctorSays returns what zerospan doctor found of an item: its status.

@@ -52,6 +52,26 @@ type Attempt struct {
 	Log      []string `json:",omitempty"` // its last lines
 }
 
+// Says returns what the verifier ended with.
+func (a *Attempt) Says() string {
+	for i := len(a.Log) - 1; i >= 0; i-- {
+		if l := a.Log[i]; !strings.HasPrefix(l, "processed") && !strings.HasPrefix(l, "verification time") && !strings.HasPrefix(l, "stack depth") {
+			return l
+		}
+	}
+	return a.Error
+}
+
+// Complaint tells whether a line of the kernel's log says that something is wrong.
+func Complaint(line string) bool {
+	for _, word := range []string{"WARNING:", "BUG:", "Oops", "RIP: 0010", "general protection", "segfault", "RCU stall", "blocked for more than"} {
+		if strings.Contains(line, word) {
+			return true
+		}
+	}
+	return false
+}
+
 // Way is how a program is loaded.
 type Way string
 

@@ -108,10 +108,8 @@ func complaints() {
 	n, err := unix.Klogctl(unix.SYSLOG_ACTION_READ_ALL, log)
 	check(err)
 	for line := range strings.Lines(string(log[:n])) {
-		for _, word := range []string{"WARNING:", "BUG:", "Oops", "general protection", "segfault", "RCU stall", "blocked for more than"} {
-			if strings.Contains(line, word) {
-				say(kernels.Line{Kernel: strings.TrimSpace(line)})
-			}
+		if kernels.Complaint(line) {
+			say(kernels.Line{Kernel: strings.TrimSpace(line)})
 		}
 	}
 }
