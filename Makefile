@@ -5,7 +5,7 @@ VERSION  := $(shell git describe --tags --always --dirty 2>/dev/null || echo dev
 LDFLAGS  := -s -w -X github.com/zerospan/zerospan/telemetry.Version=$(VERSION)
 GOLANGCI := github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0
 
-.PHONY: build demo test test-deps unit generate lint bench gate figures soak test-binaries fuzz clean
+.PHONY: build demo test test-deps test-kernels unit generate lint bench gate figures soak test-binaries fuzz clean
 
 build:
 	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o $(BIN) ./cmd/zerospan
@@ -21,6 +21,10 @@ test: test-deps
 
 test-deps:
 	./test/deps.sh
+
+# Boots other kernels under qemu and writes docs/kernels.md. A few minutes.
+test-kernels:
+	ZEROSPAN_KERNELS_DOC=docs/kernels.md ./test/kernels/run.sh
 
 unit:
 	$(GO) test -race ./...

@@ -103,12 +103,13 @@ func New(cfg Config, pipeline *telemetry.Pipeline) (*Agent, error) {
 	if err := rlimit.RemoveMemlock(); err != nil {
 		cfg.Log.Debug("RLIMIT_MEMLOCK was left as it is", "error", err)
 	}
-	s, err := newShared(cfg.RingSize, cfg.MaxOpenCalls)
+	k := tryKernel(cfg.Avoid)
+	s, err := newShared(cfg.RingSize, cfg.MaxOpenCalls, k)
 	if err != nil {
 		return nil, permission(err)
 	}
 	a := &Agent{
-		cfg: cfg, pipeline: pipeline, shared: s, log: cfg.Log, kernel: tryKernel(cfg.Avoid),
+		cfg: cfg, pipeline: pipeline, shared: s, log: cfg.Log, kernel: k,
 		targets: map[int]*target{}, byID: map[uint32]*target{}, refused: map[int]identity{},
 		folded: map[bpf.SharedZsFallbackKey]bpf.SharedZsFallbackValue{}, stuck: map[stuckCall]bool{}, abandoned: map[string]uint64{},
 		exits: make(chan *target, 64), changes: make(chan adaptiveChange, 16), attached: make(chan struct{}),

@@ -33,6 +33,14 @@ func tryKernel(avoid []string) (k kernel) {
 	return k
 }
 
+// fit changes a map to what the kernel wants. Old ones warn in their log of maps that
+// take memory while a program runs (Linux 5.10 does; 6.1 does not).
+func (k kernel) fit(m *ebpf.MapSpec) {
+	if m.Type == ebpf.Hash && !k.cookies {
+		m.Flags &^= unix.BPF_F_NO_PREALLOC
+	}
+}
+
 //go:noinline
 func probed() {}
 

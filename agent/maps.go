@@ -28,7 +28,7 @@ type shared struct {
 }
 
 // newShared creates the maps; ringSize is in bytes, a power of two.
-func newShared(ringSize, maxOpenCalls uint32) (*shared, error) {
+func newShared(ringSize, maxOpenCalls uint32, k kernel) (*shared, error) {
 	spec, err := bpf.LoadShared()
 	if err != nil {
 		return nil, err
@@ -41,6 +41,7 @@ func newShared(ringSize, maxOpenCalls uint32) (*shared, error) {
 		if strings.HasPrefix(name, ".") { // constants: each program has its own
 			continue
 		}
+		k.fit(m)
 		if s.maps[name], err = ebpf.NewMap(m); err != nil {
 			s.close()
 			return nil, fmt.Errorf("create BPF map %s: %w", name, err)
@@ -233,7 +234,12 @@ func (a *Agent) prepare(coll *ebpf.CollectionSpec) (map[string]*ebpf.Map, error)
 	replacements := map[string]*ebpf.Map{}
 	for name, m := range a.shared.maps {
 		if spec := coll.Maps[name]; spec != nil {
-			spec.MaxEntries, replacements[name] = m.MaxEntries(), m
+			spec.MaxEntries, spec.Flags, replacements[name] = m.MaxEntries(), m.Flags(), m
+		}
+	}
+	for name, m := range coll.Maps {
+		if replacements[name] == nil {
+			a.kernel.fit(m)
 		}
 	}
 	if v := coll.Variables["zs_no_cookies"]; v != nil && !a.kernel.cookies {
