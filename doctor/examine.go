@@ -21,7 +21,7 @@ const (
 	needsMemory = needsLocked + 40<<20
 
 	asRoot  = "run as root, or add CAP_BPF and CAP_PERFMON; containers: also allow bpf in seccomp"
-	upgrade = "use Linux 6.10 or later"
+	upgrade = "use Linux 5.10 or later"
 )
 
 // Examine tries everything. It takes about a second and leaves nothing behind.
@@ -96,23 +96,15 @@ func (r *Report) bpf(ctx context.Context) (create error) {
 	}
 	var multi Hits
 	var multiErr error
+	const instead = "nothing while perf events work: each probe takes a tenth of a second to remove"
 	r.add(group,
-		check{name: "uprobe (perf event)", loses: "nothing while uprobe_multi works", do: "nothing while uprobe_multi works",
-			permit: "nothing while uprobe_multi works; the kernel asks for CAP_SYS_ADMIN",
-			try: tried("every call was seen", func(l *Lab) error {
-				h, err := l.Select(PerfEvent)
-				if err == nil && !h.Exact() {
-					err = limit(h.fault())
-				}
-				return err
-			})},
-		check{name: "uprobe_multi", required: true, loses: "all tracing", do: upgrade, permit: asRoot, try: tried("a link was attached", func(l *Lab) error {
+		check{name: "uprobe_multi", loses: instead, do: "nothing, or use Linux 6.10 or newer", permit: asRoot, try: tried("a link was attached", func(l *Lab) error {
 			if multi, multiErr = l.Select(UprobeMulti); multiErr == nil && multi.Threads == 0 {
 				return limit("a link was attached, and its probe saw nothing")
 			}
 			return multiErr
 		})},
-		check{name: "process filter", required: true, loses: "calls on most threads, or the peace of other processes", do: upgrade,
+		check{name: "process filter", loses: instead, do: "nothing, or use Linux 6.10 or newer",
 			try: tried(fmt.Sprintf("saw all %d threads of the selected process, and not the other", Threads), func(*Lab) error {
 				switch {
 				case multiErr != nil:
@@ -121,8 +113,21 @@ func (r *Report) bpf(ctx context.Context) (create error) {
 					return limit(multi.fault())
 				}
 				return nil
-			})},
-		check{name: "attach cookies", required: true, loses: "all tracing", do: upgrade, permit: asRoot, try: tried("a program saw its cookie", (*Lab).Cookie)},
+			})})
+	perf := check{name: "uprobe (perf event)", loses: "nothing while uprobe_multi works", do: "nothing while uprobe_multi works",
+		permit: "nothing while uprobe_multi works; the kernel asks for CAP_SYS_ADMIN",
+		try: tried("every call was seen", func(l *Lab) error {
+			h, err := l.Select(PerfEvent)
+			if err == nil && !h.Exact() {
+				err = limit(h.fault())
+			}
+			return err
+		})}
+	if multiErr != nil || !multi.Exact() {
+		perf.required, perf.loses, perf.do, perf.permit = true, "all tracing", upgrade, "run as root, or add CAP_SYS_ADMIN"
+	}
+	r.add(group, perf,
+		check{name: "attach cookies", loses: "tracing from within another PID namespace than the machine's", do: "nothing, or use Linux 5.15 or newer", permit: asRoot, try: tried("a program saw its cookie", (*Lab).Cookie)},
 		check{name: "target memory", required: true, loses: "all that is in a call: paths, statuses, statements", do: upgrade,
 			try: tried("a program read its target's memory", (*Lab).Memory)},
 		check{name: "ring buffer", required: true, loses: "all tracing", do: upgrade, permit: asRoot, try: tried("a record arrived", (*Lab).RingBuffer)},
