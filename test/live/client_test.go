@@ -156,6 +156,9 @@ func clientOperations(p *peers, goVersion string) []sent {
 		{"get", "http://" + p.closing + "/e", failed("unexpected_eof")},
 		{"get", "http://" + p.partial + "/e", failed("unexpected_eof")},
 		{"scheme", plain + "/ok/y", []wanted{{full: "gopher://" + host + "/ok/y", errType: "unsupported_scheme"}}},
+		{"cycle", plain + "/ok/cycle", ok(wanted{})},
+		{"nowhere", plain + "/ok/nowhere", ok(wanted{})},
+		{"deep", plain + "/ok/deep", ok(wanted{})},
 		{"reporting", plain + "/ok/12", ok(wanted{})},
 	}
 	if atLeast(goVersion, 23) {

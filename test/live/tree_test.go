@@ -157,7 +157,8 @@ func grow(t *testing.T, p *target, n, workers int) map[string]way {
 	h1 := &http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: workers}}
 	h2 := &http.Client{Transport: &http.Transport{ForceAttemptHTTP2: true, TLSClientConfig: &tls.Config{InsecureSkipVerify: true}}}
 	single := &http.Client{Transport: &http.Transport{DisableKeepAlives: true}}
-	t.Cleanup(func() { h1.CloseIdleConnections(); h2.CloseIdleConnections() })
+	defer h1.CloseIdleConnections()
+	defer h2.CloseIdleConnections()
 	sent := map[string]way{}
 	var mu sync.Mutex
 	var next atomic.Int64

@@ -153,6 +153,20 @@ var operations = map[string]func(url string) error{
 		}()
 		panic(errors.New("to be reported"))
 	},
+	// Contexts that lead to themselves, to nothing, and further than anybody looks.
+	"cycle": func(u string) error {
+		c := &loop{Context: context.Background()}
+		c.Context = c
+		return do(plain, request(c, "GET", u))
+	},
+	"nowhere": func(u string) error { return do(plain, request(&loop{}, "GET", u)) },
+	"deep": func(u string) error {
+		ctx := context.Background()
+		for i := 0; i < 200; i++ {
+			ctx = context.WithValue(ctx, keyType(i), i)
+		}
+		return do(plain, request(ctx, "GET", u))
+	},
 	// The first request leaves a connection that the server closes under the second.
 	"retry": func(u string) error {
 		if err := get(plain, u); err != nil {
@@ -175,6 +189,16 @@ var operations = map[string]func(url string) error{
 		return err
 	},
 }
+
+// loop is a context whose embedded one is never asked.
+type loop struct{ context.Context }
+
+func (*loop) Done() <-chan struct{}             { return nil }
+func (*loop) Err() error                        { return nil }
+func (*loop) Value(interface{}) interface{}     { return nil }
+func (*loop) Deadline() (t time.Time, set bool) { return }
+
+type keyType int
 
 func main() {
 	fmt.Println("ready")
